@@ -1,0 +1,73 @@
+"""Fine-tunes pretrained TensorFlow models on a user's own photos.
+
+`train` and `load` do what the commands `tf-finetune train` and `tf-finetune predict` do. Importing the package does not
+import TensorFlow; the first call does.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tf_finetune.predictor import Predictor
+
+__all__ = ["METRIC_DEFINITIONS", "__version__", "load", "train"]
+__version__ = "0.1.0"
+
+
+def train(
+    training: str | os.PathLike[str],
+    output: str | os.PathLike[str] | None = None,
+    model_name: str | None = None,
+    *,
+    validation: str | os.PathLike[str] | None = None,
+    test: str | os.PathLike[str] | None = None,
+    model: str | os.PathLike[str] | None = None,
+    replicas: int | None = None,
+    **hyperparameters: Any,
+) -> dict[str, Any]:
+    """Trains a classifier on class folders and writes its archive and report; returns what report.json holds.
+
+    Args:
+        training: Folder that holds one folder of photos per class.
+        output: Results go to output/model_name/output/; by default below `results`.
+        model_name: Name of the job; by default that of the training folder.
+        validation: Like training; without it a part of training is kept for validation.
+        test: Like training; scored once, at the end.
+        model: Folder or .tar.gz of a pretrained SavedModel, instead of the hyperparameter `backbone`.
+        replicas: Devices to train on; by default all GPUs, or the CPU.
+        **hyperparameters: See `tf-finetune hyperparameters`.
+
+    Raises:
+        tf_finetune.errors.FinetuneError: Something the caller can mend; its text says how. Nothing is written then.
+    """
+    from tf_finetune import job
+
+    channels = {"training": training, "validation": validation, "test": test, "model": model}
+    planned = job.plan(channels, hyperparameters, output, model_name, replicas=replicas)
+    from tf_finetune import devices, pipeline  # noqa: F401  (devices first: it imports TensorFlow without its noise)
+
+    return pipeline.run(planned)
+
+
+def load(archive: str | os.PathLike[str]) -> Predictor:
+    """Returns a trained model that answers: `.predict(examples)`, `.class_names`, `.task`.
+
+    Args:
+        archive: A model.tar.gz, or the folder that it was unpacked to.
+
+    Raises:
+        tf_finetune.errors.FinetuneError: It is no archive of tf_finetune.
+    """
+    from tf_finetune import predictor
+
+    return predictor.load(os.fspath(archive))
+
+
+def __getattr__(name: str) -> Any:
+    if name == "METRIC_DEFINITIONS":
+        from tf_finetune import report
+
+        return report.METRIC_DEFINITIONS
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

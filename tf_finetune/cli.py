@@ -1,0 +1,264 @@
+"""The command line: flags to records, errors to exit codes.
+
+Exit code 0 is success, 1 something the user can mend (one message on standard error, and in SageMaker's failure file
+during a job), 2 our own fault (a traceback).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from tf_finetune import __version__, environment
+from tf_finetune.errors import FinetuneError, UsageError, shortened
+
+log = logging.getLogger("tf_finetune")
+
+CHANNELS = ("training", "validation", "test", "model")
+BARE = "\0"  # A flag without a value; it cannot come from a shell.
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are ours."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}. See `{self.prog} --help`.")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    in_job = arguments[:1] == ["train"]
+    try:
+        flags, rest = _parser().parse_known_args(arguments)
+        _start_log()
+        if rest and flags.command != "train":
+            raise UsageError(f"unrecognized arguments: {' '.join(rest)}. See `tf-finetune {flags.command} --help`.")
+        return int(flags.run(flags, rest) or 0)
+    except FinetuneError as error:
+        return _failed(str(error), 1, in_job)
+    except KeyboardInterrupt:
+        return _failed("Interrupted.", 1, in_job)
+    except BrokenPipeError:  # The reader of our output has gone, as `head` does.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        traceback.print_exc()
+        last = f"{type(error).__name__}: {error}".splitlines()[0]
+        return _failed(f"Internal error, not your fault: {last}. Please report it with the traceback.", 2, in_job)
+
+
+def _failed(message: str, code: int, in_job: bool) -> int:
+    message = shortened(message)
+    print(f"tf-finetune: {message}", file=sys.stderr)
+    if in_job:
+        place = environment.failure_file()
+        if place is not None:
+            place.write_text(message, encoding="utf-8")
+    return code
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="tf-finetune", description="Fine-tunes pretrained TensorFlow models on your own photos.")
+    parser.add_argument("--version", action="version", version=f"tf-finetune {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
+    _add_train(commands)
+
+    def command(name: str, run: Callable[..., Any], text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        added.set_defaults(run=run)
+        return added
+
+    demo = command("demo", _demo, "run the whole job on photos from a PyPI wheel")
+    demo.add_argument("--task", choices=["image"], default="image", help="what to classify (default: image)")
+    demo.add_argument("--output", metavar="LOCATION", default=None, help="where results go (default: results)")
+    predict = command("predict", _predict, "answer photos by an archive, one JSON object a line")
+    predict.add_argument("archive", metavar="ARCHIVE", help="model.tar.gz, or the folder that it was unpacked to")
+    predict.add_argument("inputs", metavar="INPUT", nargs="+", help="a photo, or a folder of photos")
+    evaluate = command("evaluate", _evaluate, "print the figures of an archive on labelled photos, as JSON")
+    evaluate.add_argument("archive", metavar="ARCHIVE", help="model.tar.gz, or the folder that it was unpacked to")
+    evaluate.add_argument("channel", metavar="CHANNEL", help="folder of class folders")
+    backbones = command("backbones", _backbones, "list the backbones that are known by name, or show one")
+    backbones.add_argument("id", metavar="ID", nargs="?", help="a backbone's id")
+    backbones.add_argument("--json", action="store_true", help="print JSON")
+    table = command("hyperparameters", _hyperparameters, "print the table of hyperparameters")
+    table.add_argument("--format", choices=["text", "markdown", "json"], default="text", help="default: text")
+    return parser
+
+
+def _add_train(commands: Any) -> None:
+    from tf_finetune import hyperparameters
+
+    text = "train a classifier on class folders, and write a proven model.tar.gz and a report"
+    train = commands.add_parser("train", help=text, description=text, allow_abbrev=False)
+    train.set_defaults(run=_train)
+    places = train.add_argument_group("places")
+    meanings = {
+        "training": "folder that holds one folder of photos per class (required; on SageMaker the channel)",
+        "validation": "like training; without it a part of training is kept for validation",
+        "test": "like training; scored once, at the end",
+        "model": "a pretrained SavedModel: folder or .tar.gz",
+    }
+    for channel, meaning in meanings.items():
+        places.add_argument(f"--{channel}", metavar="CHANNEL", help=meaning)
+    places.add_argument("--output", metavar="LOCATION", help="results go to LOCATION/NAME/output (default: results)")
+    places.add_argument("--model-name", "--model_name", metavar="NAME", help="default: the training folder's name")
+    places.add_argument("--replicas", metavar="N", help="devices to train on (default: all GPUs, or one CPU)")
+    rows = train.add_argument_group("hyperparameters (hyphens or underscores)")
+    for row in hyperparameters.table():
+        names = dict.fromkeys([f"--{row['name'].replace('_', '-')}", f"--{row['name']}"])
+        default = f"default: {row['default']}" if row["default"] else "default: empty"
+        help_text = f"{row['meaning']} ({row['accepts']}; {default})".replace("%", "%%")
+        rows.add_argument(
+            *names, dest=f"hp:{row['name']}", metavar="VALUE", nargs="?", const=BARE, action="append", help=help_text
+        )
+
+
+def _train(flags: argparse.Namespace, rest: Sequence[str]) -> int:
+    place = environment.read()
+    given = _hyperparameters_given(flags, rest, place)
+    for name, reason in place.ignored.items():
+        log.info("%s is ignored: %s", name, reason)
+    channels: dict[str, Any] = {}
+    for channel in CHANNELS:
+        channels[channel] = getattr(flags, channel) or place.channels.get(channel)
+    from tf_finetune import job
+
+    planned = job.plan(
+        channels,
+        given,
+        output=flags.output,
+        name=flags.model_name or place.job_name,
+        sagemaker_output=(place.model_dir, place.output_data_dir) if place.on_sagemaker else None,
+        replicas=_whole_number("--replicas", flags.replicas),
+        arn=place.job_arn,
+    )
+    _tell_result(_run(planned))
+    return 0
+
+
+def _run(planned: Any) -> dict[str, Any]:
+    log.info("backbone %s on %s", planned.handle, planned.training)
+    from tf_finetune import devices, pipeline  # noqa: F401  (devices first: it imports TensorFlow without its noise)
+
+    from tf_finetune.progress import bars
+
+    with bars() as progress:
+        return pipeline.run(planned, progress)
+
+
+def _hyperparameters_given(
+    flags: argparse.Namespace, rest: Sequence[str], place: environment.Environment
+) -> dict[str, Any]:
+    """Returns SageMaker's hyperparameters, overridden by the command line's; unknown flags are among them."""
+    typed = {name[3:]: values[-1] for name, values in vars(flags).items() if name.startswith("hp:") and values}
+    typed.update(_pairs(rest))
+    given = dict(place.hyperparameters)
+    from tf_finetune import hyperparameters
+
+    for name, value in typed.items():
+        reason = environment.reason_to_ignore(name)
+        if reason:
+            log.info("--%s is ignored: %s", name, reason)
+            continue
+        # SageMaker's toolkit drops an empty value and keeps its flag; the empty value itself is in its JSON.
+        if value == BARE and place.on_sagemaker:
+            continue
+        if value == BARE:
+            value = "True" if hyperparameters.is_switch(name) else "nothing"
+        for other in [key for key in given if hyperparameters.canonical(key) == hyperparameters.canonical(name)]:
+            del given[other]
+        given[name] = value
+    return given
+
+
+def _pairs(words: Sequence[str]) -> dict[str, str]:
+    """Returns flags that the parser does not know, with their values.
+
+    Raises:
+        UsageError: A word belongs to no flag.
+    """
+    pairs: dict[str, str] = {}
+    name = None
+    for word in words:
+        if word.startswith("--"):
+            name, _, value = word[2:].partition("=")
+            pairs[name] = value or BARE
+        elif name is not None and pairs[name] == BARE:
+            pairs[name] = word
+        else:
+            raise UsageError(f"unrecognized argument: {word}. Channels and settings are given as --NAME VALUE.")
+    return pairs
+
+
+def _whole_number(flag: str, value: str | None) -> int | None:
+    if value is None:
+        return None
+    try:
+        return int(value)
+    except ValueError:
+        raise UsageError(f"{flag}: expected an integer of 1 or more; received {value!r}.") from None
+
+
+def _tell_result(record: dict[str, Any]) -> None:
+    figures = record["metrics"]["validation"]
+    if figures:
+        print(f"validation accuracy: {figures['accuracy']:.4f} ({record['examples']['validation']:,} examples)")
+    print(f"archive: {record['job']['model_artifact']}")
+    print(f"report: {record['job']['report']}")
+
+
+def _demo(flags: argparse.Namespace, rest: Sequence[str]) -> int:
+    from tf_finetune import demo
+
+    return demo.run(flags.output, _run)
+
+
+def _predict(flags: argparse.Namespace, rest: Sequence[str]) -> int:
+    from tf_finetune import predictor
+
+    model = predictor.load(flags.archive)
+    for batch in predictor.batches(flags.inputs):
+        for answer in model.predict(batch):
+            print(json.dumps(answer, ensure_ascii=False), flush=True)
+    return 0
+
+
+def _evaluate(flags: argparse.Namespace, rest: Sequence[str]) -> int:
+    from tf_finetune import predictor
+
+    print(json.dumps(predictor.evaluate(predictor.load(flags.archive), flags.channel), indent=2, ensure_ascii=False))
+    return 0
+
+
+def _backbones(flags: argparse.Namespace, rest: Sequence[str]) -> int:
+    from tf_finetune import tables
+
+    print(tables.backbones_table(flags.id, flags.json))
+    return 0
+
+
+def _hyperparameters(flags: argparse.Namespace, rest: Sequence[str]) -> int:
+    from tf_finetune import tables
+
+    print(tables.hyperparameters_table(flags.format))
+    return 0
+
+
+def _start_log() -> None:
+    """Sends the package's log to standard error, a line each, at once."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    log.handlers = [handler]
+    log.setLevel(logging.INFO)
+    log.propagate = False
+
+
+if __name__ == "__main__":
+    sys.exit(main())

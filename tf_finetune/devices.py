@@ -1,0 +1,97 @@
+"""The devices that train: one, all GPUs of the host, or logical CPU devices that stand in for them.
+
+Import this module before any other that needs TensorFlow: it imports TensorFlow without its start-up noise, which is
+written to the standard-error descriptor before any log level counts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+
+from tf_finetune.errors import UsageError
+
+log = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def _without_noise() -> Iterator[None]:
+    """Holds back what is written to the standard-error descriptor, and gives it out only if the body fails."""
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = os.environ.get("TF_FINETUNE_TF_LOG_LEVEL", "3")
+    os.environ["KERAS_BACKEND"] = "tensorflow"
+    try:
+        descriptor = sys.__stderr__.fileno()  # type: ignore[union-attr]
+        kept = os.dup(descriptor)
+    except (OSError, ValueError, AttributeError):  # No such descriptor: nothing to hold back.
+        yield
+        return
+    with tempfile.TemporaryFile() as held:
+        sys.__stderr__.flush()  # type: ignore[union-attr]
+        os.dup2(held.fileno(), descriptor)
+        failed = True
+        try:
+            yield
+            failed = False
+        finally:
+            os.dup2(kept, descriptor)
+            os.close(kept)
+            if failed:
+                held.seek(0)
+                os.write(descriptor, held.read())
+
+
+with _without_noise():
+    import tensorflow as tf
+
+    tf.get_logger().setLevel(logging.ERROR)
+    tf.config.list_physical_devices()
+    logging.getLogger("absl").setLevel(logging.ERROR)
+
+
+def strategy(replicas: int | None = None) -> tf.distribute.Strategy:
+    """Returns how the training is spread over devices.
+
+    Args:
+        replicas: Number of devices; None takes all GPUs, or one CPU device. Where there are fewer GPUs than replicas
+            and no GPU at all, the CPU is divided into as many logical devices.
+
+    Raises:
+        UsageError: There are GPUs, but fewer than replicas, or TensorFlow already runs with fewer CPU devices.
+    """
+    gpus = tf.config.list_logical_devices("GPU") if tf.config.list_physical_devices("GPU") else []
+    if replicas is None:
+        replicas = max(1, len(gpus))
+    if replicas == 1 and not gpus:
+        return tf.distribute.get_strategy()
+    if gpus and replicas > len(gpus):
+        raise UsageError(f"--replicas {replicas} needs as many GPUs; this machine has {len(gpus)}. Give at most that.")
+    devices = [gpu.name for gpu in gpus[:replicas]] if gpus else _logical_cpus(replicas)
+    if len(devices) == 1:
+        return tf.distribute.OneDeviceStrategy(devices[0])
+    log.info("training on %d devices: %s", replicas, ", ".join(devices))
+    with _without_noise():
+        return tf.distribute.MirroredStrategy(devices)
+
+
+def _logical_cpus(count: int) -> list[str]:
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    with contextlib.suppress(RuntimeError):  # TensorFlow runs already: what it has must do.
+        if len(tf.config.get_logical_device_configuration(cpu) or [None]) < count:
+            tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * count)
+    devices = [device.name for device in tf.config.list_logical_devices("CPU")]
+    if len(devices) < count:
+        raise UsageError(
+            f"--replicas {count} needs as many logical CPU devices, but TensorFlow already runs with {len(devices)} "
+            "in this process. Start a new process, or ask for replicas first."
+        )
+    return devices[:count]
+
+
+def make_deterministic(seed: int) -> None:
+    """Makes TensorFlow's operations give the same bits each time, and seeds what is left to chance."""
+    tf.random.set_seed(seed % 2**31)
+    tf.config.experimental.enable_op_determinism()

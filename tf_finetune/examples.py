@@ -1,0 +1,280 @@
+"""Labelled examples from class folders, and the split of them that cannot leak.
+
+A class folder is any folder directly below the channel; every photo in it or below it is an example of that class.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import csv
+import dataclasses
+import hashlib
+import logging
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from tf_finetune.errors import DataError, UsageError, listed
+
+log = logging.getLogger(__name__)
+
+# What TensorFlow's decoders read.
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp"})
+METADATA_FILES = frozenset({"thumbs.db", "desktop.ini", "icon\r"})
+METADATA_FOLDERS = frozenset({"__macosx", "@eadir", "$recycle.bin"})
+TRAINING, VALIDATION = "training", "validation"
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """One labelled photo.
+
+    Attributes:
+        id: Its path below the channel, with forward slashes.
+        label: Index of its class, in [0, K).
+        path: Where its bytes are.
+        digest: SHA-256 of its bytes, as 64 hexadecimal digits.
+    """
+
+    id: str
+    label: int
+    path: Path
+    digest: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """Examples of one channel or split, in the order of their digests, so that file names and disks do not matter.
+
+    Attributes:
+        class_names: The K class names; an example's label is an index into them.
+        items: The examples.
+    """
+
+    class_names: tuple[str, ...]
+    items: tuple[Example, ...]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    @property
+    def labels(self) -> list[int]:
+        """The labels of all examples, in [0, K)."""
+        return [example.label for example in self.items]
+
+
+def read_class_folders(channel: Path, class_names: Sequence[str] | None = None, name: str = TRAINING) -> Examples:
+    """Returns the photos of a channel, labelled by the folder they are in.
+
+    Args:
+        channel: Holds one folder per class.
+        class_names: The training classes, when another channel is read against them; else the alphabetical order of
+            this channel's folders becomes the order of the classes.
+        name: What to call the channel in messages.
+
+    Raises:
+        UsageError: The channel is missing or is no folder.
+        DataError: There are no class folders, fewer than two, one without photos, or one unknown to training.
+    """
+    if class_names is None:
+        folders = training_classes(channel)
+        class_names = tuple(sorted(folders))
+    else:
+        folders = check_classes(channel, class_names, name)
+    found = {folder: photos(path) for folder, path in folders.items()}
+    empty = [folder for folder in found if not found[folder]]
+    if empty and name == TRAINING:
+        raise DataError(
+            f"{_count(len(empty), 'class folder')} of {channel} without photos: {listed(empty)}. "
+            f"Expected at least one {_suffixes()} file in each; remove the folder or add photos."
+        )
+    paths = [path for folder in sorted(found) for path in found[folder]]
+    labels = [class_names.index(folder) for folder in sorted(found) for _ in found[folder]]
+    if not paths:
+        raise DataError(f"{name} channel {channel} holds no photos. Expected {_suffixes()} files in class folders.")
+    items = [
+        Example(path.relative_to(channel).as_posix(), label, path, digest)
+        for path, label, digest in zip(paths, labels, _digests(paths), strict=True)
+    ]
+    return Examples(tuple(class_names), tuple(sorted(items, key=lambda example: (example.digest, example.id))))
+
+
+def class_folders(channel: Path, name: str = TRAINING) -> dict[str, Path]:
+    """Returns the class folders of a channel by name; hidden and system folders are no classes.
+
+    Raises:
+        UsageError: The channel is missing or is no folder.
+        DataError: It has no class folder.
+    """
+    if not channel.is_dir():
+        what = "is a file" if channel.exists() else "does not exist"
+        raise UsageError(f"{name} channel {channel} {what}. Expected a folder that holds one folder per class.")
+    entries = sorted(channel.iterdir())
+    folders = {entry.name: entry for entry in entries if entry.is_dir() and not _is_metadata_folder(entry.name)}
+    if not folders:
+        files = sum(entry.is_file() for entry in entries)
+        raise DataError(
+            f"{name} channel {channel} has no class folders. Expected one folder per class that holds {_suffixes()} "
+            f"files, such as {channel.name}/roses/1.jpg. Received: {_count(files, 'file')}, no folders."
+        )
+    loose = [entry.name for entry in entries if entry.is_file() and _is_photo(entry.name) and entry.name[0] != "."]
+    if loose:
+        log.warning("%s: %s beside the class folders left out: %s", channel, _count(len(loose), "photo"), listed(loose))
+    return folders
+
+
+def training_classes(channel: Path) -> dict[str, Path]:
+    """Returns the class folders of the training channel by name.
+
+    Raises:
+        DataError: There are fewer than two.
+    """
+    folders = class_folders(channel)
+    if len(folders) < 2:  # noqa: PLR2004 (a choice needs two)
+        raise DataError(
+            f"{channel} has one class folder only: {next(iter(folders))}. Expected at least 2, one folder per class."
+        )
+    return folders
+
+
+def check_classes(channel: Path, class_names: Sequence[str], name: str) -> dict[str, Path]:
+    """Returns the class folders of a channel that is read against the training classes.
+
+    Raises:
+        DataError: One of them is unknown to training.
+    """
+    folders = class_folders(channel, name)
+    unknown = sorted(set(folders) - set(class_names))
+    if unknown:
+        raise DataError(
+            f"{name} channel {channel} has {_count(len(unknown), 'class')} that training lacks: {listed(unknown)}. "
+            f"Classes in training: {listed(class_names)}. Rename or remove the folder, or add the class to training."
+        )
+    return folders
+
+
+def split(examples: Examples, ratio: float, seed: int) -> tuple[Examples, Examples]:
+    """Splits examples into training and validation by a hash of each one's content.
+
+    Each example's side depends on its bytes and the seed alone, so order, names and added files move nothing, and
+    exact duplicates share a side. Repair: a class of two or more distinct examples that fell on one side whole has
+    its example nearest to the threshold changed over. A class of one distinct example goes to training.
+
+    Args:
+        examples: All of them.
+        ratio: Expected share of validation, in [0, 1].
+        seed: Another seed, another split.
+    """
+    position = {example.digest: _position(example.digest, seed) for example in examples.items}
+    sides = {digest: VALIDATION if place < ratio else TRAINING for digest, place in position.items()}
+    classes_of: dict[str, set[int]] = {}
+    for example in examples.items:
+        classes_of.setdefault(example.digest, set()).add(example.label)
+    for label, class_name in enumerate(examples.class_names):
+        digests = sorted({example.digest for example in examples.items if example.label == label})
+        _repair(class_name, digests, sides, position, ratio, classes_of)
+    return _on_side(examples, sides, TRAINING), _on_side(examples, sides, VALIDATION)
+
+
+def _repair(
+    class_name: str,
+    digests: Sequence[str],
+    sides: dict[str, str],
+    position: Mapping[str, float],
+    ratio: float,
+    classes_of: Mapping[str, set[int]],
+) -> None:
+    """Moves at most one distinct example of a class, so that the class is on both sides where it can be."""
+    if not digests:
+        return
+    if len(digests) == 1:
+        if len(classes_of[digests[0]]) == 1:
+            sides[digests[0]] = TRAINING
+        log.warning("class %s has one distinct example: it is in training only, and is not validated", class_name)
+        return
+    present = {sides[digest] for digest in digests}
+    if len(present) == 2:  # noqa: PLR2004 (both sides)
+        return
+    missing = VALIDATION if present == {TRAINING} else TRAINING
+    # A photo that other classes hold too would take their copies along: it is moved only when there is no other.
+    nearest = min(digests, key=lambda digest: (len(classes_of[digest]), abs(position[digest] - ratio), digest))
+    sides[nearest] = missing
+    log.info("class %s had no %s example: the one nearest to the threshold changed over", class_name, missing)
+
+
+def write_split(file: Path, parts: Mapping[str, Examples]) -> None:
+    """Writes which example is in which part: columns id, class, part, sha256."""
+    with file.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(["id", "label", "split", "sha256"])
+        rows = [
+            (example.id, part.class_names[example.label], side, example.digest)
+            for side, part in parts.items()
+            for example in part.items
+        ]
+        writer.writerows(sorted(rows, key=lambda row: (row[2], row[0])))
+
+
+def _on_side(examples: Examples, sides: Mapping[str, str], side: str) -> Examples:
+    return dataclasses.replace(
+        examples, items=tuple(example for example in examples.items if sides[example.digest] == side)
+    )
+
+
+def _position(digest: str, seed: int) -> float:
+    """Returns where in [0, 1) an example's content falls; 53 bits, as many as a float holds exactly."""
+    mixed = hashlib.sha256(f"{seed}:{digest}".encode()).digest()
+    return (int.from_bytes(mixed[:8], "big") >> 11) / 2**53
+
+
+def photos(folder: Path) -> list[Path]:
+    """Returns the photos in a folder and below it, by their suffix, in the order of their paths."""
+    photos: list[Path] = []
+    others: list[str] = []
+    seen: set[str] = set()  # Links are followed, so a link to a folder above would otherwise never end.
+    for place, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = sorted(name for name in folders if not _is_metadata_folder(name))
+        if os.path.realpath(place) in seen:
+            folders.clear()
+            continue
+        seen.add(os.path.realpath(place))
+        for name in sorted(files):
+            if name.startswith(".") or name.lower() in METADATA_FILES:
+                continue
+            if _is_photo(name):
+                photos.append(Path(place, name))
+            else:
+                others.append(name)
+    if others:
+        log.warning("%s: %s left out, not %s: %s", folder, _count(len(others), "file"), _suffixes(), listed(others))
+    return photos
+
+
+def _digests(paths: Iterable[Path]) -> list[str]:
+    """Returns the SHA-256 of each file's bytes; reading and hashing release the interpreter, so threads help."""
+
+    def digest(path: Path) -> str:
+        try:
+            return hashlib.sha256(path.read_bytes()).hexdigest()
+        except OSError as error:
+            raise DataError(f"{path} cannot be read: {error.strerror}. Mend or remove the file.") from None
+
+    with concurrent.futures.ThreadPoolExecutor(min(16, 2 * (os.cpu_count() or 1))) as pool:
+        return list(pool.map(digest, paths))
+
+
+def _is_photo(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+
+
+def _is_metadata_folder(name: str) -> bool:
+    return name.startswith(".") or name.lower() in METADATA_FOLDERS
+
+
+def _suffixes() -> str:
+    return ".jpg, .png, .bmp, .gif or .webp"
+
+
+def _count(number: int, noun: str) -> str:
+    plural = noun + ("es" if noun.endswith("s") else "s")
+    return f"{number:,} {noun if number == 1 else plural}"

@@ -1,0 +1,135 @@
+"""The archive: a SavedModel that takes raw bytes, its class names, and the proof that it answers as it did here."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import json
+import logging
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tf_finetune import classifier as heads
+from tf_finetune.classifier import Classifier
+from tf_finetune.errors import ExportError
+
+log = logging.getLogger(__name__)
+
+FORMAT_VERSION = 1
+GATE_EXAMPLES = 64
+GATE_TOLERANCE = 1e-4
+GATE_SECONDS = 900
+PACKAGES = ("tf_finetune", "tensorflow", "keras", "numpy")
+
+
+def write_saved_model(
+    folder: Path, model: Classifier, input_spec: tf.TensorSpec, prepare: Callable[[tf.Tensor], tf.Tensor]
+) -> None:
+    """Writes the SavedModel: serving_default takes raw examples, string [B], and gives probabilities, float32 [B, K].
+
+    Args:
+        folder: Where saved_model.pb and variables/ go.
+        model: The trained classifier.
+        input_spec: Name, shape and dtype of the signature's input.
+        prepare: From that input to what the backbone takes.
+    """
+
+    @tf.function(input_signature=[input_spec])
+    def serve(contents: tf.Tensor) -> dict[str, tf.Tensor]:
+        features = model.backbone(prepare(contents), training=False)
+        return {"probabilities": heads.probabilities(model.head(features))}
+
+    # The SavedModel keeps only what hangs on the saved object: the backbone with its tables, and all variables.
+    served = tf.Module()
+    served.backbone = model.backbone.loaded
+    served.weights = [variable.value for variable in [*model.backbone.variables, *model.head.variables]]
+    with _quiet_saving():
+        tf.saved_model.save(served, str(folder), signatures={"serving_default": serve})
+
+
+def write_side_files(folder: Path, class_names: Sequence[str], description: Mapping[str, Any]) -> None:
+    """Writes what lies beside the SavedModel: class names in both of JumpStart's forms, code, tf_finetune.json."""
+    labels = {"labels": list(class_names)}
+    indices = {name: index for index, name in enumerate(class_names)}
+    _write(folder / "labels_info.json", labels)
+    _write(folder / "class_label_to_prediction_index.json", indices)
+    _write(folder / "tf_finetune.json", {"format_version": FORMAT_VERSION, **description, "versions": versions()})
+    (folder / "code").mkdir()
+    shutil.copyfile(str(_asset("inference.py")), folder / "code" / "inference.py")
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions of Python and of the packages that made the model."""
+    installed = {}
+    for package in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            installed[package] = importlib.metadata.version(package)
+    return {"python": ".".join(map(str, sys.version_info[:3])), **installed}
+
+
+def check_parity(archive: Path, inputs: Mapping[str, Sequence[str]], expected: np.ndarray) -> float:
+    """Has a fresh process, in which tf_finetune cannot be imported, answer raw inputs by the archive.
+
+    Args:
+        archive: The .tar.gz, or its unpacked folder.
+        inputs: {"files": paths} or {"texts": texts}; n of them.
+        expected: float32 [n, K]. The probabilities that this process gave.
+
+    Returns:
+        The largest difference of any probability.
+
+    Raises:
+        ExportError: The archive does not load there, or a probability differs by more than GATE_TOLERANCE.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        inputs_file, output_file = Path(scratch, "inputs.json"), Path(scratch, "output.json")
+        _write(inputs_file, inputs)
+        script = Path(scratch, "answer.py")
+        shutil.copyfile(str(_asset("answer.py")), script)
+        command = [sys.executable, "-I", str(script), str(archive.absolute()), str(inputs_file), str(output_file)]
+        done = subprocess.run(command, cwd=scratch, capture_output=True, text=True, timeout=GATE_SECONDS, check=False)
+        if done.returncode != 0:
+            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            raise ExportError(f"The exported model does not load in a fresh process: {last[:500]}. Nothing was exported.")
+        answers = np.array(json.loads(output_file.read_text(encoding="utf-8"))["probabilities"], np.float64)
+    difference = float(np.abs(answers - expected).max())
+    if not difference <= GATE_TOLERANCE:  # NaN fails too.
+        raise ExportError(
+            f"The exported model answers otherwise than in training: a probability differs by {difference:.2g}, more "
+            f"than {GATE_TOLERANCE:g}. Nothing was exported. Please report this with the backbone's name."
+        )
+    return difference
+
+
+def gate_sample(count: int) -> list[int]:
+    """Returns the indices of up to 64 of `count` examples, evenly spread."""
+    return sorted({round(place) for place in np.linspace(0, count - 1, min(count, GATE_EXAMPLES))})
+
+
+def _asset(name: str) -> Path:
+    return Path(str(resources.files("tf_finetune") / "assets" / name))
+
+
+def _write(file: Path, value: Any) -> None:
+    file.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+@contextlib.contextmanager
+def _quiet_saving() -> Any:
+    """Keeps TensorFlow's "Assets written to" line from the log."""
+    logger = logging.getLogger("tensorflow")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

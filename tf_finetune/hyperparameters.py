@@ -1,0 +1,296 @@
+"""The one table of hyperparameters: name, type, default, range, meaning; strings in, all problems out at once.
+
+Names, ranges and defaults are those of SageMaker's "Image Classification - TensorFlow"; where its user guide and its
+JumpStart specification differ, the specification's default is taken. Rows that the built-in lacks say so in ADDED.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+import pydantic
+from pydantic.fields import FieldInfo
+
+from tf_finetune.errors import HyperparameterError, listed
+
+Fraction = typing.Annotated[float, pydantic.Field(ge=0, le=1, allow_inf_nan=False)]
+SignedFraction = typing.Annotated[float, pydantic.Field(ge=-1, le=1, allow_inf_nan=False)]
+Count = typing.Annotated[int, pydantic.Field(ge=1)]
+
+ALIASES = {
+    "train_only_on_top_layer": "train_only_top_layer",
+    "train_only_on_top": "train_only_top_layer",
+    "eps": "epsilon",
+}
+ADDED = frozenset(
+    {"backbone", "image_size", "pixel_range", "class_weight", "schedule", "warmup_steps_fraction", "min_accuracy"}
+)
+
+
+def _field(default: Any, description: str, **used_when: tuple[Any, ...]) -> Any:
+    """Returns a row of the table; `used_when` names the settings without which the row has no effect."""
+    return pydantic.Field(default, description=description, json_schema_extra={"used_when": used_when})  # type: ignore[dict-item]
+
+
+class Hyperparameters(pydantic.BaseModel):
+    """The settings of one job, typed and checked. The fields are the table's rows, in the order it is shown."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    backbone: str = _field(
+        "efficientnet-lite0",
+        "the pretrained model: an id of `tf-finetune backbones`, a folder or .tar.gz of a SavedModel, or a hub URL",
+    )
+    train_only_top_layer: bool = _field(True, "train the head only and leave the backbone as it is")
+    epochs: Count = _field(5, "passes over the training examples")
+    learning_rate: Fraction = _field(0.001, "step size of the optimizer")
+    batch_size: Count = _field(32, "examples per step, over all devices together")
+    optimizer: Literal["adam", "sgd", "nesterov", "rmsprop", "adagrad", "adadelta"] = _field(
+        "adam", "how the weights are updated"
+    )
+    schedule: Literal["constant", "cosine"] = _field("constant", "learning rate after the warm-up")
+    warmup_steps_fraction: Fraction = _field(
+        0.0, "share of all steps in which the learning rate rises from 0 to learning_rate"
+    )
+    momentum: Fraction = _field(
+        0.9, "momentum of the optimizer", optimizer=("sgd", "nesterov", "rmsprop")
+    )
+    beta_1: Fraction = _field(0.9, "decay of the first moment", optimizer=("adam",))
+    beta_2: Fraction = _field(0.999, "decay of the second moment", optimizer=("adam",))
+    epsilon: Fraction = _field(
+        1e-7, "keeps divisions stable", optimizer=("adam", "rmsprop", "adagrad", "adadelta")
+    )
+    rho: Fraction = _field(0.95, "decay of the squared gradients", optimizer=("rmsprop", "adadelta"))
+    initial_accumulator_value: Fraction = _field(
+        0.1, "starting value of the accumulators", optimizer=("adagrad",)
+    )
+    dropout_rate: Fraction = _field(0.2, "share of the features dropped in each training step")
+    regularizers_l2: Fraction = _field(0.0001, "L2 penalty on the head's kernel")
+    label_smoothing: Fraction = _field(0.1, "share of each target spread evenly over all classes")
+    class_weight: Literal["none", "balanced"] = _field(
+        "none", "balanced weighs each example by N / (K x size of its class)"
+    )
+    early_stopping: bool = _field(False, "stop when eval_metric no longer improves")
+    early_stopping_patience: Count = _field(
+        5, "epochs without improvement before stopping", early_stopping=(True,)
+    )
+    early_stopping_min_delta: Fraction = _field(
+        0.0, "the least change that counts as improvement", early_stopping=(True,)
+    )
+    eval_metric: Literal["accuracy", "precision", "recall", "auc", "prc"] = _field(
+        "accuracy", "picks the best epoch; all but accuracy need binary_mode"
+    )
+    binary_mode: bool = _field(False, "two classes: one sigmoid unit, index 1 being the positive class")
+    min_accuracy: Fraction = _field(0.0, "below this validation accuracy the job fails and exports nothing")
+    validation_split_ratio: Fraction = _field(
+        0.2, "share of the training channel kept for validation; not used with a validation channel"
+    )
+    random_seed: int = pydantic.Field(123, ge=0, description="seed of everything that is random")
+    augmentation: bool = _field(False, "flip, rotate and zoom the training photos at random")
+    augmentation_random_flip: Literal["horizontal_and_vertical", "horizontal", "vertical", "None"] = _field(
+        "horizontal_and_vertical", "directions in which photos are flipped", augmentation=(True,)
+    )
+    augmentation_random_rotation: SignedFraction = _field(
+        0.2, "largest rotation either way, as a fraction of a full turn (0.2 is 72 degrees)", augmentation=(True,)
+    )
+    augmentation_random_zoom: SignedFraction = _field(
+        0.1, "largest zoom either way, as a fraction of the height", augmentation=(True,)
+    )
+    image_size: int | None = pydantic.Field(
+        None, ge=8, le=4096, description="height and width in pixels; empty: the backbone's own"
+    )
+    image_resize_interpolation: Literal[
+        "bilinear", "nearest", "bicubic", "area", "lanczos3", "lanczos5", "gaussian", "mitchellcubic"
+    ] = _field("bilinear", "method of tf.image.resize")
+    pixel_range: Literal["0,1", "-1,1", "0,255"] | None = _field(
+        None, "pixel values that the backbone expects; empty: the backbone card's, else 0,1"
+    )
+    reinitialize_top_layer: Literal["Auto", "True", "False"] = _field(
+        "Auto", "with a model channel that holds an earlier result: a new head, or the earlier one"
+    )
+
+
+FIELDS: Mapping[str, FieldInfo] = Hyperparameters.model_fields
+NAMES = tuple(FIELDS)
+
+
+def canonical(name: str) -> str:
+    """Returns the table's spelling of a name: underscores, lower case, aliases resolved.
+
+    >>> canonical("train-only-on-top-layer")
+    'train_only_top_layer'
+    """
+    name = name.strip().replace("-", "_").lower()
+    return ALIASES.get(name, name)
+
+
+def parse(raw: Mapping[str, object]) -> dict[str, Any]:
+    """Returns the typed values of the hyperparameters that were given.
+
+    Values may be strings as SageMaker sends them: "True"/"true", "3", JSON-encoded once more ('"adam"'), or empty,
+    which means not given.
+
+    Raises:
+        HyperparameterError: names every unknown name, unparsable value, value out of range and clash at once.
+    """
+    values: dict[str, Any] = {}
+    spelt: dict[str, str] = {}
+    problems = []
+    for name, value in raw.items():
+        key = canonical(name)
+        if key not in FIELDS:
+            problems.append(_unknown(name))
+            continue
+        text = _unquoted(value, key)
+        if text is None:
+            continue
+        try:
+            typed = _typed(key, text)
+        except pydantic.ValidationError:
+            problems.append(f"{name}: expected {expected(key)}; received {text!r}{_did_you_mean(text, choices(key))}")
+            continue
+        if key in values and values[key] != typed:
+            problems.append(f"{name}: given twice, as {spelt[key]}={values[key]} and {name}={typed}; give it once")
+        values[key], spelt[key] = typed, name
+    problems += _clashes(values)
+    if problems:
+        many = f"{len(problems)} hyperparameters are wrong: " if len(problems) > 1 else "Wrong hyperparameter: "
+        raise HyperparameterError(many + _fitting(problems) + ".")
+    return values
+
+
+def resolve(given: Mapping[str, Any], card: Mapping[str, Any]) -> tuple[Hyperparameters, dict[str, str]]:
+    """Returns all settings, and for each where it came from.
+
+    Args:
+        given: What `parse` returned: the user's values.
+        card: Values that the backbone's catalog card brings; they stand between the user's and the table's.
+
+    Returns:
+        The settings, and for each name "user", "card" or "default".
+    """
+    settings = Hyperparameters(**{**card, **given})
+    sources = {name: "user" if name in given else "card" if name in card else "default" for name in NAMES}
+    return settings, sources
+
+
+def without_effect(settings: Hyperparameters, given: Iterable[str]) -> list[str]:
+    """Returns a line for each setting that the user gave and that changes nothing in this run."""
+    lines = []
+    for name in given:
+        extra = FIELDS[name].json_schema_extra
+        conditions = extra.get("used_when", {}) if isinstance(extra, dict) else {}
+        for other, allowed in typing.cast("dict[str, tuple[Any, ...]]", conditions).items():
+            if getattr(settings, other) not in allowed:
+                needed = " or ".join(str(value) for value in allowed)
+                lines.append(
+                    f"{name} has no effect: {other} is {getattr(settings, other)}, and it is used with {needed}"
+                )
+    return lines
+
+
+def is_switch(name: str) -> bool:
+    """Returns whether a hyperparameter is True or False, so that its bare flag means True."""
+    return canonical(name) in FIELDS and _kind(canonical(name)) is bool
+
+
+def choices(name: str) -> tuple[str, ...]:
+    """Returns the valid values of a hyperparameter of choice, or nothing for any other."""
+    kind = _kind(name)
+    return tuple(str(value) for value in typing.get_args(kind)) if typing.get_origin(kind) is Literal else ()
+
+
+def expected(name: str) -> str:
+    """Returns what a hyperparameter accepts, in words.
+
+    >>> expected("dropout_rate"), expected("batch_size"), expected("schedule")
+    ('a number from 0 to 1', 'an integer of 1 or more', 'one of constant | cosine')
+    """
+    kind = _kind(name)
+    if kind is bool:
+        return "True or False"
+    if kind is str:
+        return "text"
+    if choices(name):
+        return "one of " + " | ".join(choices(name))
+    noun = "an integer" if kind is int else "a number"
+    bounds = {type(rule).__name__: rule for rule in FIELDS[name].metadata}
+    low = getattr(bounds.get("Ge"), "ge", None)
+    high = getattr(bounds.get("Le"), "le", None)
+    return f"{noun} from {low} to {high}" if high is not None else f"{noun} of {low} or more"
+
+
+def table() -> list[dict[str, str]]:
+    """Returns the table as rows of text: name, accepts, default, meaning, and `source` (built-in or added)."""
+    rows = []
+    for name, field in FIELDS.items():
+        default = "" if field.default is None else str(field.default)
+        source = "added" if name in ADDED else "built-in"
+        rows.append(
+            {
+                "name": name,
+                "accepts": expected(name),
+                "default": default,
+                "meaning": field.description or "",
+                "source": source,
+            }
+        )
+    return rows
+
+
+def _kind(name: str) -> Any:
+    """Returns the field's type without the `| None`."""
+    annotation = FIELDS[name].annotation
+    if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
+        return next(kind for kind in typing.get_args(annotation) if kind is not type(None))
+    return annotation
+
+
+def _unquoted(value: object, key: str) -> str | None:
+    """Returns the text inside any layers of JSON quotes; None where the value means "not given"."""
+    text = "null" if value is None else str(value).strip()
+    while len(text) >= 2 and text[0] == text[-1] == '"':  # noqa: PLR2004 (a pair of quotes)
+        try:
+            text = str(json.loads(text)).strip()
+        except ValueError:
+            break
+    if text.lower() in {"null", "none"}:
+        return "None" if "None" in choices(key) else ("none" if "none" in choices(key) else None)
+    return text or None
+
+
+def _typed(key: str, text: str) -> Any:
+    by_lower_case = {choice.lower(): choice for choice in choices(key)}
+    text = by_lower_case.get(text.lower().replace(" ", "") if key == "pixel_range" else text.lower(), text)
+    rules = FIELDS[key].metadata
+    adapter: pydantic.TypeAdapter[Any] = pydantic.TypeAdapter(
+        typing.Annotated[(_kind(key), *rules)] if rules else _kind(key)  # type: ignore[misc]
+    )
+    return adapter.validate_python(text)
+
+
+def _clashes(values: Mapping[str, Any]) -> list[str]:
+    metric = values.get("eval_metric", "accuracy")
+    if metric != "accuracy" and not values.get("binary_mode", False):
+        return [f"eval_metric: {metric} needs binary_mode=True; received binary_mode=False; use accuracy or set it"]
+    return []
+
+
+def _fitting(problems: list[str], room: int = 900) -> str:
+    """Returns as many problems as fit in `room` characters: all of them unless there are very many."""
+    shown = next((n for n in range(len(problems), 1, -1) if len("; ".join(problems[:n])) <= room), 1)
+    return listed(problems, limit=shown, separator="; ")
+
+
+def _unknown(name: str) -> str:
+    return f"{name}: no such hyperparameter{_did_you_mean(canonical(name), [*NAMES, *ALIASES])}"
+
+
+def _did_you_mean(word: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean {ALIASES.get(close[0], close[0])}?)" if close else ""

@@ -1,0 +1,157 @@
+"""Photos to what a backbone takes: the same operations in training, in evaluation and in the exported graph.
+
+Dimension letters: B batch, H W pixels, N examples.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from tf_finetune.errors import DataError, listed
+from tf_finetune.examples import Examples
+from tf_finetune.hyperparameters import Hyperparameters
+
+INPUT_NAME = "bytes_inputs"
+DEFAULT_SIZE = 224  # Pixels; what most image backbones were trained on.
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocessing:
+    """How a photo's bytes become pixels.
+
+    Attributes:
+        image_size: Height and width in pixels.
+        pixel_range: Values of black and white that the backbone expects.
+        interpolation: A method of tf.image.resize.
+    """
+
+    image_size: int
+    pixel_range: tuple[float, float]
+    interpolation: str
+
+    def as_json(self) -> dict[str, Any]:
+        """Returns the record as tf_finetune.json holds it."""
+        return {**dataclasses.asdict(self), "pixel_range": list(self.pixel_range)}
+
+
+def prepare(content: tf.Tensor, preprocessing: Preprocessing) -> tf.Tensor:
+    """Returns the pixels of one encoded photo.
+
+    Args:
+        content: string []. The bytes of a JPEG, PNG, BMP, GIF (its first frame) or WebP.
+        preprocessing: What the backbone wants.
+
+    Returns:
+        float32 [image_size, image_size, 3] in preprocessing.pixel_range (cubic and Lanczos filters may overshoot).
+    """
+    # Without `channels` an animated WebP aborts the whole process (TensorFlow 2.21); with it, it is an ordinary error.
+    pixels = tf.io.decode_image(content, channels=3, expand_animations=False)
+    pixels.set_shape([None, None, 3])
+    size = [preprocessing.image_size] * 2
+    # Antialiased, as a phone's photo loses most of its pixels here; enlarging, "nearest" and "area" do not change by it.
+    resized = tf.image.resize(tf.cast(pixels, tf.float32), size, method=preprocessing.interpolation, antialias=True)
+    low, high = preprocessing.pixel_range
+    return resized * ((high - low) / 255.0) + low
+
+
+def serving_inputs(preprocessing: Preprocessing) -> tuple[tf.TensorSpec, Callable[[tf.Tensor], tf.Tensor]]:
+    """Returns the exported signature's input, string [B], and the function from it to float32 [B, H, W, 3]."""
+
+    def decoded(contents: tf.Tensor) -> tf.Tensor:
+        size = preprocessing.image_size
+        spec = tf.TensorSpec([size, size, 3], tf.float32)
+        return tf.map_fn(lambda content: prepare(content, preprocessing), contents, fn_output_signature=spec)
+
+    return tf.TensorSpec([None], tf.string, name=INPUT_NAME), decoded
+
+
+def loader(
+    examples: Examples, preprocessing: Preprocessing, settings: Hyperparameters | None = None
+) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
+    """Returns the function that reads one example for training or evaluation.
+
+    Args:
+        examples: Those that indices point into.
+        preprocessing: What the backbone wants.
+        settings: Given, and with `augmentation` on, photos are distorted at random.
+
+    Returns:
+        A function of an example's index, int64 [], and a random seed, int32 [2], to its float32 [H, W, 3].
+    """
+    paths = tf.constant([str(example.path) for example in examples.items] or [""])
+    distorted = settings is not None and settings.augmentation
+
+    def load(index: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        pixels = prepare(tf.io.read_file(tf.gather(paths, index)), preprocessing)
+        return augment(pixels, seed, settings) if distorted and settings is not None else pixels
+
+    return load
+
+
+def augment(image: tf.Tensor, seed: tf.Tensor, settings: Hyperparameters) -> tf.Tensor:
+    """Returns a photo flipped, rotated and zoomed at random, as Keras's layers of these names do, by one resampling.
+
+    What leaves the frame is replaced by the photo mirrored at its border. The same seed gives the same distortion.
+
+    Args:
+        image: float32 [H, W, 3], any range.
+        seed: int32 [2].
+        settings: The augmentation_* hyperparameters.
+
+    Returns:
+        float32 [H, W, 3], in the range of the image.
+    """
+    height, width = image.shape[0], image.shape[1]
+    drawn = tf.random.stateless_uniform([4], seed)
+    flip = settings.augmentation_random_flip
+    flip_x = tf.where(drawn[0] < 0.5, -1.0, 1.0) if flip in ("horizontal", "horizontal_and_vertical") else 1.0
+    flip_y = tf.where(drawn[1] < 0.5, -1.0, 1.0) if flip in ("vertical", "horizontal_and_vertical") else 1.0
+    angle = (2 * drawn[2] - 1) * abs(settings.augmentation_random_rotation) * 2 * math.pi
+    # A zoom of -1 would leave nothing of the photo.
+    zoom = tf.maximum(1 + (2 * drawn[3] - 1) * abs(settings.augmentation_random_zoom), 0.05)
+    # Output pixel (x, y) is taken from input pixel (a0 x + a1 y + a2, b0 x + b1 y + b2): about the centre, the zoom,
+    # then the rotation, then the flip.
+    cos, sin = tf.cos(angle) * zoom, tf.sin(angle) * zoom
+    a0, a1, b0, b1 = flip_x * cos, -flip_x * sin, flip_y * sin, flip_y * cos
+    centre_x, centre_y = (width - 1) / 2, (height - 1) / 2
+    a2 = centre_x - a0 * centre_x - a1 * centre_y
+    b2 = centre_y - b0 * centre_x - b1 * centre_y
+    return tf.raw_ops.ImageProjectiveTransformV3(
+        images=image[tf.newaxis],
+        transforms=tf.stack([a0, a1, a2, b0, b1, b2, 0.0, 0.0])[tf.newaxis],
+        output_shape=[height, width],
+        interpolation="BILINEAR",
+        fill_mode="REFLECT",
+        fill_value=0.0,
+    )[0]
+
+
+def check_readable(parts: Sequence[Examples], preprocessing: Preprocessing) -> None:
+    """Tries every photo and names those that cannot be decoded; asked only after a decoder has failed.
+
+    Raises:
+        DataError: Lists the photos that TensorFlow cannot decode.
+    """
+    paths = sorted({str(example.path) for part in parts for example in part.items})
+
+    def is_readable(path: tf.Tensor) -> tf.Tensor:
+        return tf.shape(prepare(tf.io.read_file(path), preprocessing))[0] > 0
+
+    trial = tf.data.Dataset.from_tensor_slices(paths).map(is_readable, num_parallel_calls=tf.data.AUTOTUNE)
+    iterator = iter(trial)
+    broken = []
+    for path in paths:
+        try:
+            next(iterator)
+        except tf.errors.OpError:
+            broken.append(path)
+    if broken:
+        raise DataError(
+            f"{len(broken):,} of {len(paths):,} files cannot be decoded as photos: {listed(broken)}. Expected whole "
+            "JPEG, PNG, BMP, GIF or WebP files. Remove or replace them."
+        )

@@ -1,0 +1,240 @@
+"""What a job is asked to do, checked as far as that goes without TensorFlow, with all problems at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tf_finetune import catalog, examples, hyperparameters
+from tf_finetune.errors import FinetuneError, UsageError, listed
+from tf_finetune.hyperparameters import Hyperparameters
+
+log = logging.getLogger(__name__)
+
+DEFAULT_OUTPUT = "results"
+NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+ARCHIVE_SUFFIXES = (".tar.gz", ".tgz", ".tar")
+Found = TypeVar("Found")
+
+
+@dataclasses.dataclass(frozen=True)
+class Destination:
+    """Where results go.
+
+    Attributes:
+        archive: Path of model.tar.gz; None on SageMaker, which packs model_dir itself.
+        model_dir: Folder of the unpacked archive on SageMaker; else None.
+        data: Folder of report and predictions.
+    """
+
+    archive: Path | None
+    model_dir: Path | None
+    data: Path
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One training job.
+
+    Attributes:
+        training: Folder of the training channel.
+        validation: Folder of the validation channel, or None to split the training channel.
+        test: Folder of the test channel, or None.
+        handle: Names the backbone: a catalog id, a folder, an archive or a URL.
+        card: The backbone's catalog card, if it has one.
+        settings: All hyperparameters.
+        sources: Where each came from: "user", "card" or "default".
+        destination: Where results go.
+        name: The job's name.
+        arn: The training job's ARN on SageMaker.
+        replicas: Devices to train on; None for all GPUs or one CPU.
+    """
+
+    training: Path
+    validation: Path | None
+    test: Path | None
+    handle: str
+    card: catalog.Card | None
+    settings: Hyperparameters
+    sources: Mapping[str, str]
+    destination: Destination
+    name: str
+    arn: str | None = None
+    replicas: int | None = None
+
+
+def plan(
+    channels: Mapping[str, str | os.PathLike[str] | None],
+    given: Mapping[str, object],
+    output: str | os.PathLike[str] | None = None,
+    name: str | None = None,
+    sagemaker_output: tuple[Path, Path] | None = None,
+    replicas: int | None = None,
+    arn: str | None = None,
+) -> Job:
+    """Returns the job, or every reason why it cannot be done.
+
+    Args:
+        channels: Folder of each channel: training, and if wanted validation, test and model.
+        given: The user's hyperparameters, typed or as text.
+        output: Results go to output/name/output/.
+        name: The job's name; by default that of the training folder.
+        sagemaker_output: Model and data folder on SageMaker, used instead when there is no `output`.
+        replicas: Devices to train on.
+        arn: The training job's ARN.
+
+    Raises:
+        FinetuneError: Names all that is wrong.
+    """
+    problems: list[FinetuneError] = []
+
+    def tried(action: Callable[[], Found]) -> Found | None:
+        try:
+            return action()
+        except FinetuneError as error:
+            problems.append(error)
+            return None
+
+    folders = {channel: Path(place) for channel, place in channels.items() if place}
+    values = tried(lambda: hyperparameters.parse(given))
+    tried(lambda: _check_channels(folders))
+    handle = tried(lambda: _handle(values or {}, folders.get("model")))
+    card = catalog.find(handle) if handle and not Path(handle).exists() else None
+    name = tried(lambda: _name(name, folders.get("training")))
+    if replicas is not None and replicas < 1:
+        problems.append(UsageError(f"--replicas: expected an integer of 1 or more; received {replicas}"))
+    destination = tried(lambda: _destination(output, name or "model", sagemaker_output, folders.values()))
+    if problems or values is None or destination is None or name is None or handle is None:
+        raise _combined(problems)
+    settings, sources = hyperparameters.resolve(values, card.defaults if card else {})
+    return Job(
+        training=folders["training"],
+        validation=folders.get("validation"),
+        test=folders.get("test"),
+        handle=handle,
+        card=card,
+        settings=settings,
+        sources=sources,
+        destination=destination,
+        name=name,
+        arn=arn,
+        replicas=replicas,
+    )
+
+
+def warn_of_settings_without_effect(job: Job) -> list[str]:
+    """Logs and returns a line for each setting that the user gave and that changes nothing in this job."""
+    given = [name for name, source in job.sources.items() if source == "user"]
+    lines = hyperparameters.without_effect(job.settings, given)
+    if job.validation and "validation_split_ratio" in given:
+        lines.append("validation_split_ratio has no effect: there is a validation channel")
+    if "reinitialize_top_layer" in given:
+        lines.append("reinitialize_top_layer has no effect: there is no earlier result to take a head from")
+    for line in lines:
+        log.warning(line)
+    return lines
+
+
+def _check_channels(folders: Mapping[str, Path]) -> None:
+    """Looks at folder names only; photos are looked at later."""
+    if "training" not in folders:
+        raise UsageError(
+            f"There is no training channel; received {listed(folders) or 'no channels'}. Give a folder of class "
+            "folders: --training FOLDER, or the channel `training` on SageMaker."
+        )
+    classes = examples.training_classes(folders["training"])
+    for channel in ("validation", "test"):
+        if channel in folders:
+            examples.check_classes(folders[channel], sorted(classes), channel)
+
+
+def _handle(values: Mapping[str, Any], model_channel: Path | None) -> str:
+    """Returns what names the backbone; a model channel counts before the hyperparameter's default."""
+    if model_channel is None or "backbone" in values:
+        handle = str(values.get("backbone", Hyperparameters.model_fields["backbone"].default))
+    else:
+        handle = str(_in_model_channel(model_channel))
+    is_remote = handle.startswith(("http://", "https://", "s3://"))
+    if not is_remote and not Path(handle).exists() and catalog.find(handle) is None:
+        close = catalog.suggestions(handle)
+        hint = f" Did you mean {listed(close)}?" if close else ""
+        raise UsageError(
+            f"backbone {handle} is neither a folder, an archive, a URL nor an id of `tf-finetune backbones`.{hint}"
+        )
+    return handle
+
+
+def _in_model_channel(channel: Path) -> Path:
+    """Returns the SavedModel's folder or archive that a model channel holds."""
+    if channel.is_file() or (channel / "saved_model.pb").is_file():
+        return channel
+    archives = [file for file in sorted(channel.glob("*")) if file.name.endswith(ARCHIVE_SUFFIXES)]
+    if len(archives) == 1:
+        return archives[0]
+    if (channel / "tf_finetune.json").is_file():
+        raise UsageError(f"model channel {channel} holds an earlier result; going on from one is not supported yet.")
+    raise UsageError(
+        f"model channel {channel} should be a SavedModel's folder, or hold one .tar.gz of it; received "
+        f"{listed(file.name for file in sorted(channel.glob('*'))) or 'nothing'}."
+    )
+
+
+def _name(name: str | None, training: Path | None) -> str:
+    if name is None:
+        stem = re.sub(r"[^A-Za-z0-9-]+", "-", training.absolute().name if training else "").strip("-")
+        return stem[:63] or "model"
+    if not NAME_PATTERN.fullmatch(name):
+        raise UsageError(
+            f"--model-name: expected up to 63 letters, digits, hyphens, dots or underscores; received {name!r}"
+        )
+    return name
+
+
+def _destination(
+    output: str | os.PathLike[str] | None,
+    name: str,
+    sagemaker_output: tuple[Path, Path] | None,
+    channels: Iterable[Path],
+) -> Destination:
+    """Returns where results go, having tried that it can be written to."""
+    if output is None and sagemaker_output is not None:
+        model_dir, data = sagemaker_output
+        for folder in (model_dir, data):
+            _check_writable(folder)
+        return Destination(None, model_dir, data)
+    if str(output or "").startswith(("s3://", "https://", "http://")):
+        raise UsageError(f"--output {output}: only folders are supported yet.")
+    place = Path(output or DEFAULT_OUTPUT).absolute() / name / "output"
+    for channel in channels:
+        if channel.is_dir() and place.is_relative_to(channel.absolute()):
+            raise UsageError(f"--output {output}: it lies inside the channel {channel}, whose data it would become.")
+    _check_writable(place)
+    return Destination(place / "model.tar.gz", None, place / "data")
+
+
+def _check_writable(folder: Path) -> None:
+    """Makes and removes a folder in the nearest ancestor that exists, which leaves nothing behind.
+
+    Raises:
+        UsageError: That cannot be done.
+    """
+    nearest = next((place for place in (folder, *folder.parents) if os.path.lexists(place)), folder)
+    try:
+        with tempfile.TemporaryDirectory(dir=nearest, prefix=".tf-finetune-"):
+            pass
+    except OSError as error:
+        raise UsageError(
+            f"The output place {folder} cannot be written: {nearest}: {error.strerror}. Give another --output."
+        ) from None
+
+
+def _combined(problems: list[FinetuneError]) -> FinetuneError:
+    if len(problems) == 1:
+        return problems[0]
+    return UsageError(" ".join(f"({number}) {problem}" for number, problem in enumerate(problems, start=1)))

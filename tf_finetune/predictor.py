@@ -1,0 +1,162 @@
+"""An archive answers: load, predict, evaluate, from the archive alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import tempfile
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from tf_finetune import devices  # isort: skip  (first: it imports TensorFlow without its noise)
+
+import numpy as np
+import tensorflow as tf
+
+from tf_finetune import archive, evaluation, examples
+from tf_finetune.errors import DataError, ExportError, UsageError
+
+BATCH = 32
+FORMATS = (1,)
+
+__all__ = ["Predictor", "devices", "evaluate", "load"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictor:
+    """A loaded archive.
+
+    Attributes:
+        class_names: The K class names, in the order of the probabilities.
+        task: "image".
+    """
+
+    class_names: tuple[str, ...]
+    task: str
+    _signature: Any
+    _input_name: str
+
+    def predict(self, inputs: str | Path | bytes | Iterable[str | Path | bytes]) -> list[dict[str, Any]]:
+        """Returns one answer per input, in order.
+
+        Args:
+            inputs: Paths of photos, or their bytes; one or many.
+
+        Returns:
+            For each: input (the path, or None for bytes), predicted_label (a class name) and probabilities
+            (K floats in [0, 1], in the order of class_names).
+
+        Raises:
+            DataError: A file cannot be read, or is no photo that can be decoded.
+        """
+        given = [inputs] if isinstance(inputs, (str, Path, bytes)) else list(inputs)
+        rows = self.probabilities(given)
+        return [
+            {
+                "input": None if isinstance(item, bytes) else str(item),
+                "predicted_label": self.class_names[int(row.argmax())],
+                "probabilities": [float(f"{value:.9g}") for value in row],
+            }
+            for item, row in zip(given, rows, strict=True)
+        ]
+
+    def probabilities(self, inputs: Sequence[str | Path | bytes]) -> np.ndarray:
+        """Returns float32 [N, K]: the probabilities of N photos, each a path or its bytes."""
+        rows = [self._answer(inputs[start : start + BATCH]) for start in range(0, len(inputs), BATCH)]
+        return np.concatenate(rows) if rows else np.zeros([0, len(self.class_names)], np.float32)
+
+    def _answer(self, inputs: Sequence[str | Path | bytes]) -> np.ndarray:
+        contents = [item if isinstance(item, bytes) else _read(Path(item)) for item in inputs]
+        try:
+            return self._signature(**{self._input_name: tf.constant(contents)})["probabilities"].numpy()
+        except tf.errors.InvalidArgumentError:
+            if len(inputs) > 1:  # Ask one by one, to name the one that cannot be decoded.
+                return np.concatenate([self._answer([item]) for item in inputs])
+            what = f"{len(inputs[0]):,} bytes" if isinstance(inputs[0], bytes) else str(inputs[0])
+            raise DataError(
+                f"{what}: not a photo that can be decoded. Expected a whole JPEG, PNG, BMP, GIF or WebP file."
+            ) from None
+
+
+def load(place: str | Path) -> Predictor:
+    """Returns a model from its archive.
+
+    Args:
+        place: model.tar.gz, or a folder that it was unpacked to.
+
+    Raises:
+        UsageError: There is nothing at that path.
+        ExportError: It is no archive of ours, or of a newer format.
+    """
+    place = Path(place)
+    if not place.exists():
+        raise UsageError(f"{place} does not exist. Expected a model.tar.gz or the folder that it was unpacked to.")
+    if place.is_dir():
+        return _load_folder(place, place)
+    scratch = Path(tempfile.mkdtemp(prefix="tf-finetune-"))
+    try:
+        archive.unpack(place, scratch / "model")
+        predictor = _load_folder(scratch / "model", place)
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+    # Files that the graph reads (vocabularies) must last as long as the model.
+    weakref.finalize(predictor._signature, shutil.rmtree, scratch, ignore_errors=True)
+    return predictor
+
+
+def evaluate(predictor: Predictor, channel: str | Path) -> dict[str, Any]:
+    """Returns the figures of an archive on labelled photos, as report.json holds them, and `examples`, their number.
+
+    Args:
+        predictor: What `load` gave.
+        channel: Folder of class folders; the classes must be the model's.
+
+    Raises:
+        DataError: A class is unknown to the model, or a photo cannot be decoded.
+    """
+    labelled = examples.read_class_folders(Path(channel), predictor.class_names, "evaluation")
+    rows = predictor.probabilities([example.path for example in labelled.items])
+    figures = evaluation.metrics(rows, np.array(labelled.labels), predictor.class_names)
+    return {"examples": len(labelled), **figures}
+
+
+def _load_folder(folder: Path, place: Path) -> Predictor:
+    try:
+        description = json.loads((folder / "tf_finetune.json").read_text(encoding="utf-8"))
+        version, names, signature = (description[key] for key in ("format_version", "class_names", "signature"))
+    except (OSError, ValueError, KeyError):
+        raise ExportError(f"{place} holds no model of tf_finetune: its tf_finetune.json is missing or broken.") from None
+    if version not in FORMATS:
+        raise ExportError(f"{place} has format {version}; this tf_finetune reads {FORMATS[-1]}. Install a newer one.")
+    try:
+        model = tf.saved_model.load(str(folder / "1"))
+    except Exception as error:  # TensorFlow raises anything from OSError to DecodeError on damaged files.
+        raise ExportError(f"{place} cannot be loaded: {str(error).splitlines()[0][:300]}") from None
+    function = model.signatures[signature["name"]]
+    function._keeps_alive = model
+    return Predictor(tuple(names), description["task"], function, signature["input"])
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}.") from None
+
+
+def batches(names: Iterable[str]) -> Iterator[list[Path]]:
+    """Returns the photos that the command line names, a batch at a time: files as they are, folders as their photos."""
+    batch: list[Path] = []
+    for name in names:
+        path = Path(name)
+        for photo in examples.photos(path) if path.is_dir() else [path]:
+            batch.append(photo)
+            if len(batch) == BATCH:
+                yield batch
+                batch = []
+    if batch:
+        yield batch

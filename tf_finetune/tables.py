@@ -1,0 +1,95 @@
+"""The tables that the command line prints: backbones and hyperparameters."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+from tf_finetune import catalog, hyperparameters
+from tf_finetune.errors import UsageError, listed
+
+
+def hyperparameters_table(form: str) -> str:
+    """Returns the table of hyperparameters as text, markdown or json."""
+    rows = hyperparameters.table()
+    if form == "json":
+        return json.dumps(rows, indent=2)
+    if form == "markdown":
+        head = ["| name | default | accepts | meaning |", "|---|---|---|---|"]
+        cells = [[f"`{row['name']}`", row["default"], row["accepts"], row["meaning"]] for row in rows]
+        return "\n".join([*head, *("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in cells)])
+    cells = [["NAME", "DEFAULT", "ACCEPTS", "MEANING"]]
+    cells += [[row["name"], row["default"] or "-", _cut(row["accepts"], 44), row["meaning"]] for row in rows]
+    return _aligned(cells)
+
+
+def backbones_table(wanted: str | None, as_json: bool) -> str:
+    """Returns all cards as a table, or one card whole.
+
+    Raises:
+        UsageError: There is no such card.
+    """
+    if wanted is None:
+        cards = catalog.cards()
+        if as_json:
+            return json.dumps([dataclasses.asdict(card) for card in cards], indent=2, default=dict)
+        cells = [["ID", "TASK", "SIZE", "PIXELS", "FEATURES", "FINE-TUNABLE", "LICENCE"]]
+        cells += [
+            [
+                card.id,
+                card.task,
+                _size(card),
+                _range(card),
+                _known(card.feature_size),
+                "yes" if card.fine_tunable else "no",
+                _known(card.licence),
+            ]
+            for card in cards
+        ]
+        return _aligned(cells)
+    card = catalog.find(wanted)
+    if card is None:
+        close = catalog.suggestions(wanted)
+        hint = f" Did you mean {listed(close)}?" if close else ""
+        raise UsageError(f"There is no backbone {wanted}.{hint} `tf-finetune backbones` lists all.")
+    if as_json:
+        return json.dumps(dataclasses.asdict(card), indent=2, default=dict)
+    settings, sources = hyperparameters.resolve({}, card.defaults)
+    brought = {name: getattr(settings, name) for name, source in sources.items() if source == "card"}
+    rows = {
+        "id": card.id,
+        "task": card.task,
+        "handle": card.handle,
+        "image size": _size(card) + {True: ", fixed", False: ", others too", None: ""}[card.size_is_fixed],
+        "pixel range": _range(card),
+        "features": _known(card.feature_size),
+        "fine-tunable": "yes" if card.fine_tunable else "no",
+        "licence": _known(card.licence),
+        "own defaults": ", ".join(f"{name}={value}" for name, value in brought.items()) or "none",
+        "note": card.note or "-",
+    }
+    return "\n".join(f"{name + ':':14}{value}" for name, value in rows.items())
+
+
+def _size(card: catalog.Card) -> str:
+    if card.image_size is not None:
+        return str(card.image_size)
+    return "any" if card.size_is_fixed is False else "unknown"
+
+
+def _range(card: catalog.Card) -> str:
+    return ",".join(f"{value:g}" for value in card.pixel_range) if card.pixel_range else "unknown"
+
+
+def _known(value: object) -> str:
+    return "unknown" if value is None else str(value)
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 3] + "..."
+
+
+def _aligned(rows: list[list[str]]) -> str:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)
