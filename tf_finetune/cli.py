@@ -28,6 +28,7 @@ class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are ours."""
 
     def error(self, message: str) -> NoReturn:
+        """Raises the message instead of exiting with code 2."""
         raise UsageError(f"{message}. See `{self.prog} --help`.")
 
 
@@ -146,7 +147,6 @@ def _train(flags: argparse.Namespace, rest: Sequence[str]) -> int:
 def _run(planned: Any) -> dict[str, Any]:
     log.info("backbone %s on %s", planned.handle, planned.training)
     from tf_finetune import devices, pipeline  # noqa: F401  (devices first: it imports TensorFlow without its noise)
-
     from tf_finetune.progress import bars
 
     with bars() as progress:
@@ -170,11 +170,10 @@ def _hyperparameters_given(
         # SageMaker's toolkit drops an empty value and keeps its flag; the empty value itself is in its JSON.
         if value == BARE and place.on_sagemaker:
             continue
-        if value == BARE:
-            value = "True" if hyperparameters.is_switch(name) else "nothing"
         for other in [key for key in given if hyperparameters.canonical(key) == hyperparameters.canonical(name)]:
             del given[other]
-        given[name] = value
+        bare = "True" if hyperparameters.is_switch(name) else "nothing"
+        given[name] = bare if value == BARE else value
     return given
 
 

@@ -130,7 +130,7 @@ def training_classes(channel: Path) -> dict[str, Path]:
         DataError: There are fewer than two.
     """
     folders = class_folders(channel)
-    if len(folders) < 2:  # noqa: PLR2004 (a choice needs two)
+    if len(folders) < 2:
         raise DataError(
             f"{channel} has one class folder only: {next(iter(folders))}. Expected at least 2, one folder per class."
         )
@@ -193,7 +193,7 @@ def _repair(
         log.warning("class %s has one distinct example: it is in training only, and is not validated", class_name)
         return
     present = {sides[digest] for digest in digests}
-    if len(present) == 2:  # noqa: PLR2004 (both sides)
+    if len(present) == 2:
         return
     missing = VALIDATION if present == {TRAINING} else TRAINING
     # A photo that other classes hold too would take their copies along: it is moved only when there is no other.
@@ -203,16 +203,16 @@ def _repair(
 
 
 def write_split(file: Path, parts: Mapping[str, Examples]) -> None:
-    """Writes which example is in which part: columns id, class, part, sha256."""
+    """Writes which example is in which part: columns split, id, label (class name), sha256."""
     with file.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(["id", "label", "split", "sha256"])
+        writer.writerow(["split", "id", "label", "sha256"])
         rows = [
-            (example.id, part.class_names[example.label], side, example.digest)
+            (side, example.id, part.class_names[example.label], example.digest)
             for side, part in parts.items()
             for example in part.items
         ]
-        writer.writerows(sorted(rows, key=lambda row: (row[2], row[0])))
+        writer.writerows(sorted(rows))
 
 
 def _on_side(examples: Examples, sides: Mapping[str, str], side: str) -> Examples:
@@ -229,7 +229,7 @@ def _position(digest: str, seed: int) -> float:
 
 def photos(folder: Path) -> list[Path]:
     """Returns the photos in a folder and below it, by their suffix, in the order of their paths."""
-    photos: list[Path] = []
+    found: list[Path] = []
     others: list[str] = []
     seen: set[str] = set()  # Links are followed, so a link to a folder above would otherwise never end.
     for place, folders, files in os.walk(folder, followlinks=True):
@@ -242,12 +242,12 @@ def photos(folder: Path) -> list[Path]:
             if name.startswith(".") or name.lower() in METADATA_FILES:
                 continue
             if _is_photo(name):
-                photos.append(Path(place, name))
+                found.append(Path(place, name))
             else:
                 others.append(name)
     if others:
         log.warning("%s: %s left out, not %s: %s", folder, _count(len(others), "file"), _suffixes(), listed(others))
-    return photos
+    return found
 
 
 def _digests(paths: Iterable[Path]) -> list[str]:

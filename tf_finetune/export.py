@@ -99,7 +99,9 @@ def check_parity(archive: Path, inputs: Mapping[str, Sequence[str]], expected: n
         done = subprocess.run(command, cwd=scratch, capture_output=True, text=True, timeout=GATE_SECONDS, check=False)
         if done.returncode != 0:
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-            raise ExportError(f"The exported model does not load in a fresh process: {last[:500]}. Nothing was exported.")
+            raise ExportError(
+                f"The exported model does not load in a fresh process: {last[:500]}. Nothing was exported."
+            )
         answers = np.array(json.loads(output_file.read_text(encoding="utf-8"))["probabilities"], np.float64)
     difference = float(np.abs(answers - expected).max())
     if not difference <= GATE_TOLERANCE:  # NaN fails too.

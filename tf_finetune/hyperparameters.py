@@ -57,18 +57,12 @@ class Hyperparameters(pydantic.BaseModel):
     warmup_steps_fraction: Fraction = _field(
         0.0, "share of all steps in which the learning rate rises from 0 to learning_rate"
     )
-    momentum: Fraction = _field(
-        0.9, "momentum of the optimizer", optimizer=("sgd", "nesterov", "rmsprop")
-    )
+    momentum: Fraction = _field(0.9, "momentum of the optimizer", optimizer=("sgd", "nesterov", "rmsprop"))
     beta_1: Fraction = _field(0.9, "decay of the first moment", optimizer=("adam",))
     beta_2: Fraction = _field(0.999, "decay of the second moment", optimizer=("adam",))
-    epsilon: Fraction = _field(
-        1e-7, "keeps divisions stable", optimizer=("adam", "rmsprop", "adagrad", "adadelta")
-    )
+    epsilon: Fraction = _field(1e-7, "keeps divisions stable", optimizer=("adam", "rmsprop", "adagrad", "adadelta"))
     rho: Fraction = _field(0.95, "decay of the squared gradients", optimizer=("rmsprop", "adadelta"))
-    initial_accumulator_value: Fraction = _field(
-        0.1, "starting value of the accumulators", optimizer=("adagrad",)
-    )
+    initial_accumulator_value: Fraction = _field(0.1, "starting value of the accumulators", optimizer=("adagrad",))
     dropout_rate: Fraction = _field(0.2, "share of the features dropped in each training step")
     regularizers_l2: Fraction = _field(0.0001, "L2 penalty on the head's kernel")
     label_smoothing: Fraction = _field(0.1, "share of each target spread evenly over all classes")
@@ -76,9 +70,7 @@ class Hyperparameters(pydantic.BaseModel):
         "none", "balanced weighs each example by N / (K x size of its class)"
     )
     early_stopping: bool = _field(False, "stop when eval_metric no longer improves")
-    early_stopping_patience: Count = _field(
-        5, "epochs without improvement before stopping", early_stopping=(True,)
-    )
+    early_stopping_patience: Count = _field(5, "epochs without improvement before stopping", early_stopping=(True,))
     early_stopping_min_delta: Fraction = _field(
         0.0, "the least change that counts as improvement", early_stopping=(True,)
     )
@@ -254,7 +246,7 @@ def _kind(name: str) -> Any:
 def _unquoted(value: object, key: str) -> str | None:
     """Returns the text inside any layers of JSON quotes; None where the value means "not given"."""
     text = "null" if value is None else str(value).strip()
-    while len(text) >= 2 and text[0] == text[-1] == '"':  # noqa: PLR2004 (a pair of quotes)
+    while len(text) >= 2 and text[0] == text[-1] == '"':
         try:
             text = str(json.loads(text)).strip()
         except ValueError:
@@ -267,11 +259,7 @@ def _unquoted(value: object, key: str) -> str | None:
 def _typed(key: str, text: str) -> Any:
     by_lower_case = {choice.lower(): choice for choice in choices(key)}
     text = by_lower_case.get(text.lower().replace(" ", "") if key == "pixel_range" else text.lower(), text)
-    rules = FIELDS[key].metadata
-    adapter: pydantic.TypeAdapter[Any] = pydantic.TypeAdapter(
-        typing.Annotated[(_kind(key), *rules)] if rules else _kind(key)  # type: ignore[misc]
-    )
-    return adapter.validate_python(text)
+    return getattr(Hyperparameters.model_validate({key: text}), key)
 
 
 def _clashes(values: Mapping[str, Any]) -> list[str]:

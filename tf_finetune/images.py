@@ -53,7 +53,7 @@ def prepare(content: tf.Tensor, preprocessing: Preprocessing) -> tf.Tensor:
     pixels = tf.io.decode_image(content, channels=3, expand_animations=False)
     pixels.set_shape([None, None, 3])
     size = [preprocessing.image_size] * 2
-    # Antialiased, as a phone's photo loses most of its pixels here; enlarging, "nearest" and "area" do not change by it.
+    # Antialiased, as a phone's photo loses most of its pixels here; "nearest" and "area" do not change by it.
     resized = tf.image.resize(tf.cast(pixels, tf.float32), size, method=preprocessing.interpolation, antialias=True)
     low, high = preprocessing.pixel_range
     return resized * ((high - low) / 255.0) + low

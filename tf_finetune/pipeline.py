@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import logging
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -27,16 +26,17 @@ from tf_finetune import (
     images,
     job,
     packaged,
-    report,
+    results,
     storage,
     training,
 )
+from tf_finetune.backbone import interface
 from tf_finetune.classifier import Classifier
 from tf_finetune.errors import ExportError
 from tf_finetune.examples import Examples
 from tf_finetune.features import Progress, Source
-from tf_finetune.job import Destination, Job
-from tf_finetune.report import page
+from tf_finetune.job import Job
+from tf_finetune.training import steps
 
 log = logging.getLogger(__name__)
 
@@ -98,21 +98,21 @@ def run(task: Job, progress: Progress | None = None) -> dict[str, Any]:
             )
         with watch.stage("evaluation"):
             answers = answer_all(model, sources, strategy, task, through_backbone)
-    figures = {
+    figures: dict[str, Any] = {
         name: evaluation.metrics(answers[name], sources[name].labels, parts["training"].class_names)
         for name in ("validation", "test")
         if name in answers
     }
     check_accuracy(figures, task)
     record = describe(task, parts, fitted, figures, warnings, size)
-    with stage_folder(task.destination) as staged:
+    with results.stage(task.destination) as staged:
         with watch.stage("export"):
             difference = export_model(staged, task, model, preprocessing, parts, answers)
         record["parity"] = {"examples": len(gate_inputs(parts)[1]), "largest_difference": difference}
         record["seconds"] = watch.total()
         record["job"]["training_seconds"] = record["seconds"]["total"]
-        write_data(staged / "data", record, parts, answers)
-        hand_over(staged, task.destination)
+        results.write_data(staged / "data", record, parts, answers)
+        results.hand_over(staged, task.destination)
     return record
 
 
@@ -147,8 +147,8 @@ def locate_backbone(task: Job) -> Path:
 def plan_preprocessing(task: Job, body: backbone.Backbone) -> images.Preprocessing:
     """Returns how photos are prepared: the user's word first, then the SavedModel's and the card's."""
     settings = task.settings
-    fixed = backbone.image_size(body.interface)
-    backbone.check_image_size(settings.image_size, fixed, body.saved_model)
+    fixed = interface.image_size(body.interface)
+    interface.check_image_size(settings.image_size, fixed, body.saved_model)
     size = settings.image_size or fixed or (task.card.image_size if task.card else None) or images.DEFAULT_SIZE
     if settings.pixel_range:
         low, high = (float(value) for value in settings.pixel_range.split(","))
@@ -186,7 +186,7 @@ def answer_all(
     model: Classifier, sources: Mapping[str, Source], strategy: Any, task: Job, through_backbone: bool
 ) -> dict[str, np.ndarray]:
     """Returns float32 [N, K] for validation and test, or for training where there is no validation."""
-    answer = training.make_answer(model, through_backbone)
+    answer = steps.make_answer(model, through_backbone)
     wanted = [name for name in ("validation", "test") if name in sources] or ["training"]
     return {name: features.outputs(answer, sources[name], strategy, task.settings.batch_size) for name in wanted}
 
@@ -201,7 +201,9 @@ def check_accuracy(figures: Mapping[str, Any], task: Job) -> None:
     accuracy = figures["validation"]["accuracy"] if "validation" in figures else None
     if least > 0 and (accuracy is None or accuracy < least):
         measured = "there are no validation examples" if accuracy is None else f"it is {accuracy:.4f}"
-        raise ExportError(f"Expected a validation accuracy of at least min_accuracy={least:g}; {measured}. Nothing was exported.")
+        raise ExportError(
+            f"Expected a validation accuracy of at least min_accuracy={least:g}; {measured}. Nothing was exported."
+        )
 
 
 def gate_inputs(parts: Mapping[str, Examples]) -> tuple[str, list[int]]:
@@ -230,7 +232,10 @@ def describe(
         "examples": {name: len(parts[name]) if name in parts else 0 for name in ("training", "validation", "test")},
         "hyperparameters": {**task.settings.model_dump(), "backbone": task.handle},
         "hyperparameter_sources": dict(task.sources),
-        "metrics": {"validation": figures.get("validation"), **({"test": figures["test"]} if "test" in figures else {})},
+        "metrics": {
+            "validation": figures.get("validation"),
+            **({"test": figures["test"]} if "test" in figures else {}),
+        },
         "history": fitted.history,
         "best_epoch": fitted.best_epoch,
         "backbone_calls": len(calls),
@@ -256,7 +261,7 @@ def export_model(
     parts: Mapping[str, Examples],
     answers: Mapping[str, np.ndarray],
 ) -> float:
-    """Writes the model to staged/model and, off SageMaker, staged/model.tar.gz; returns the parity gate's difference."""
+    """Writes staged/model on SageMaker, else staged/model.tar.gz; returns the parity gate's largest difference."""
     spec, prepare = images.serving_inputs(preprocessing)
     folder = staged / "model"
     folder.mkdir()
@@ -278,63 +283,3 @@ def export_model(
     name, indices = gate_inputs(parts)
     files = [str(parts[name].items[index].path.absolute()) for index in indices]
     return export.check_parity(proved, {"files": files}, answers[name][indices])
-
-
-def write_data(
-    folder: Path, record: dict[str, Any], parts: Mapping[str, Examples], answers: Mapping[str, np.ndarray]
-) -> None:
-    """Writes report.json, report.html, predictions.csv and split.csv."""
-    folder.mkdir()
-    report.write_json(folder / "report.json", record)
-    (folder / "report.html").write_text(page.render(record), encoding="utf-8")
-    names = parts["training"].class_names
-    scored = parts.get("validation", Examples(names, ()))
-    rows = answers.get("validation", np.zeros([0, len(names)], np.float32))
-    report.write_predictions(
-        folder / "predictions.csv", [example.id for example in scored.items], scored.labels, rows, names
-    )
-    examples.write_split(folder / "split.csv", parts)
-
-
-@contextlib.contextmanager
-def stage_folder(destination: Destination) -> Iterator[Path]:
-    """Gives a folder on the destination's own disk to write into; it is gone afterwards, whatever happens."""
-    beside = destination.archive.parent.parent if destination.archive else destination.model_dir
-    assert beside is not None
-    missing = [place for place in (beside, *beside.parents) if not place.exists()]
-    beside.mkdir(parents=True, exist_ok=True)
-    staged = Path(tempfile.mkdtemp(dir=beside, prefix=".tf-finetune-"))
-    try:
-        yield staged
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
-        for place in missing:  # Folders made for nothing go too.
-            with contextlib.suppress(OSError):
-                place.rmdir()
-
-
-def hand_over(staged: Path, destination: Destination) -> None:
-    """Renames what is whole to where it belongs; an earlier result of the same name is replaced."""
-    if destination.archive:
-        place, earlier = destination.archive.parent, staged / "earlier"
-        whole = staged / "output"
-        whole.mkdir()
-        for entry in ("model.tar.gz", "data"):
-            (staged / entry).rename(whole / entry)
-        if place.exists():
-            log.info("replacing the earlier result in %s", place)
-            place.rename(earlier)
-        try:
-            whole.rename(place)
-        except OSError:
-            if earlier.exists():
-                earlier.rename(place)
-            raise
-        return
-    assert destination.model_dir is not None
-    for source, target in ((staged / "data", destination.data), (staged / "model", destination.model_dir)):
-        target.mkdir(parents=True, exist_ok=True)
-        for entry in sorted(source.iterdir()):
-            if (target / entry.name).is_dir():
-                shutil.rmtree(target / entry.name)
-            shutil.move(str(entry), str(target / entry.name))

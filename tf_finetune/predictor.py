@@ -129,7 +129,9 @@ def _load_folder(folder: Path, place: Path) -> Predictor:
         description = json.loads((folder / "tf_finetune.json").read_text(encoding="utf-8"))
         version, names, signature = (description[key] for key in ("format_version", "class_names", "signature"))
     except (OSError, ValueError, KeyError):
-        raise ExportError(f"{place} holds no model of tf_finetune: its tf_finetune.json is missing or broken.") from None
+        raise ExportError(
+            f"{place} holds no model of tf_finetune: its tf_finetune.json is missing or broken."
+        ) from None
     if version not in FORMATS:
         raise ExportError(f"{place} has format {version}; this tf_finetune reads {FORMATS[-1]}. Install a newer one.")
     try:

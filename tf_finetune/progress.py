@@ -14,16 +14,16 @@ def bars() -> Iterator[Callable[[str, int, int], None] | None]:
         yield None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description:>10}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     # Transient: the bar makes room for the log's lines, which stay.
     with Progress(*columns, console=Console(stderr=True), transient=True) as drawn:
-        tasks: dict[str, int] = {}
+        tasks: dict[str, TaskID] = {}
 
         def advance(stage: str, done: int, total: int) -> None:
             if stage not in tasks:
-                tasks[stage] = drawn.add_task(stage, total=total)  # type: ignore[assignment]
-            drawn.update(tasks[stage], completed=done, total=total)  # type: ignore[arg-type]
+                tasks[stage] = drawn.add_task(stage, total=total)
+            drawn.update(tasks[stage], completed=done, total=total)
 
         yield advance

@@ -17,7 +17,9 @@ def hyperparameters_table(form: str) -> str:
     if form == "markdown":
         head = ["| name | default | accepts | meaning |", "|---|---|---|---|"]
         cells = [[f"`{row['name']}`", row["default"], row["accepts"], row["meaning"]] for row in rows]
-        return "\n".join([*head, *("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in cells)])
+        return "\n".join(
+            [*head, *("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in cells)]
+        )
     cells = [["NAME", "DEFAULT", "ACCEPTS", "MEANING"]]
     cells += [[row["name"], row["default"] or "-", _cut(row["accepts"], 44), row["meaning"]] for row in rows]
     return _aligned(cells)

@@ -1,7 +1,8 @@
-"""Answers files by an exported model, in a process that knows nothing of tf_finetune: the other side of the parity gate.
+"""Answers files by an exported model, knowing nothing of tf_finetune: the parity gate's other side.
 
 Usage: python answer.py ARCHIVE_OR_FOLDER INPUTS.json OUTPUT.json
-INPUTS.json is {"files": [path, ...]} or {"texts": [text, ...]}. OUTPUT.json becomes {"probabilities": [[float, ...], ...]}.
+INPUTS.json is {"files": [path, ...]} or {"texts": [text, ...]}.
+OUTPUT.json becomes {"probabilities": [[float, ...], ...]}.
 """
 
 import json
@@ -28,7 +29,9 @@ def main(archive: str, inputs_file: str, output_file: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         if os.path.isfile(archive):
             with tarfile.open(archive) as tar:
-                tar.extractall(folder, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
+                if hasattr(tarfile, "data_filter"):
+                    tar.extraction_filter = tarfile.data_filter
+                tar.extractall(folder)
             archive = folder
         model = tf.saved_model.load(os.path.join(archive, "1"))
         with open(inputs_file, encoding="utf-8") as stream:

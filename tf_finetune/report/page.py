@@ -1,1 +1,2 @@
-def render(record): return "<html></html>"
+def render(record):
+    return "<html></html>"

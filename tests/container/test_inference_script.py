@@ -1,0 +1,403 @@
+"""code/inference.py, called as the SageMaker TensorFlow Serving container calls it: that of 2023 and that of 2.20."""
+
+from __future__ import annotations
+
+import ast
+import base64
+import importlib.util
+import io
+import json
+import subprocess
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tf_finetune
+
+SOURCE = Path(tf_finetune.__file__).parent / "assets" / "inference.py"
+LABELS = ["daisy", "<b>rose</b>", "ヒマワリ"]
+ROW = [0.25, 0.125, 0.625]
+PHOTO = b"\xff\xd8\xff\xe0 any bytes"
+
+
+class HTTPError(Exception):
+    """A stand-in for falcon's: keyword arguments only, and a str() without the message."""
+
+    default = "500 Internal Server Error"
+
+    def __init__(self, *, status: str = "", title: str | None = None, description: str | None = None) -> None:
+        super().__init__()
+        self.status, self.title, self.description = status or self.default, title, description
+
+    def __str__(self) -> str:
+        return f"<{type(self).__name__}: {self.status}>"
+
+
+class HTTPBadRequest(HTTPError):  # noqa: N818
+    default = "400 Bad Request"
+
+
+class HTTPNotAcceptable(HTTPError):  # noqa: N818
+    default = "406 Not Acceptable"
+
+
+class HTTPUnsupportedMediaType(HTTPError):  # noqa: N818
+    default = "415 Unsupported Media Type"
+
+
+FALCON = types.SimpleNamespace(
+    HTTPError=HTTPError,
+    HTTPBadRequest=HTTPBadRequest,
+    HTTPNotAcceptable=HTTPNotAcceptable,
+    HTTPUnsupportedMediaType=HTTPUnsupportedMediaType,
+)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """Returns an unpacked archive's root."""
+    root = tmp_path / "root"
+    (root / "code").mkdir(parents=True)
+    (root / "labels_info.json").write_text(json.dumps({"labels": LABELS}), encoding="utf-8")
+    (root / "code" / "inference.py").write_bytes(SOURCE.read_bytes())
+    return root
+
+
+@pytest.fixture
+def script(model: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Returns the script, imported by its path, with falcon at hand."""
+    monkeypatch.setitem(sys.modules, "falcon", FALCON)
+    return imported(model / "code" / "inference.py")
+
+
+@pytest.fixture
+def script_alone(model: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Returns the script, imported by its path, where falcon cannot be imported."""
+    monkeypatch.setitem(sys.modules, "falcon", None)
+    return imported(model / "code" / "inference.py")
+
+
+def imported(path: Path) -> Any:
+    spec = importlib.util.spec_from_file_location("inference", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def context(
+    content_type: str | None = "application/json", accept: str | None = "application/json", name: str | None = None
+) -> types.SimpleNamespace:
+    return types.SimpleNamespace(
+        model_name=name,
+        model_version=None,
+        method=None,
+        rest_uri="http://localhost:8501/v1/models/model:predict",
+        grpc_port="9000",
+        channel=None,
+        custom_attributes=None,
+        request_content_type=content_type,
+        accept_header=accept,
+        content_length=None,
+        timeout=60,
+    )
+
+
+def response(content: Any, status: int = 200) -> types.SimpleNamespace:
+    content = content if isinstance(content, bytes) else json.dumps(content).encode()
+    return types.SimpleNamespace(content=content, status_code=status)
+
+
+def instances(script: Any, body: bytes, content_type: str | None) -> Any:
+    request = script.input_handler(io.BytesIO(body), context(content_type))
+    assert request.isascii(), "requests would have to guess an encoding"
+    return json.loads(request)["instances"]
+
+
+def answer(script: Any, content: Any, accept: str | None = "application/json", name: str | None = None) -> Any:
+    body, content_type = script.output_handler(response(content), context(accept=accept, name=name))
+    assert content_type == "application/json"
+    return json.loads(body)
+
+
+def call(script: Any, of: str, body: bytes, served: Any, *, to: str, status: int = 200) -> tuple[int, str]:
+    """Returns the status and text that a client of the container `of` 2023 or 2.20 gets.
+
+    Args:
+        script: The imported inference.py.
+        of: "2023" or "2.20".
+        body: What the client sent.
+        served: What TensorFlow Serving answers.
+        to: The content type of the client's request.
+        status: TensorFlow Serving's.
+    """
+    try:
+        script.input_handler(io.BytesIO(body), context(to))
+        if of == "2.20" and status != 200:
+            raise FALCON.HTTPError(status=str(status), description=response(served).content.decode())
+        return 200, script.output_handler(response(served, status), context(to))[0]
+    except Exception as error:
+        if of == "2.20" and isinstance(error, FALCON.HTTPError):
+            return int(error.status[:3]), error.description or ""
+        return 500, json.dumps({"error": str(error)})
+
+
+# What goes to TensorFlow Serving
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    ["application/x-image", "image/jpeg", "image/png", "Application/X-Image", "image/jpeg; q=1", " image/png ;a=b"],
+)
+def test_photos_are_passed_on_in_base64(script: Any, content_type: str) -> None:
+    assert instances(script, PHOTO, content_type) == [{"b64": base64.b64encode(PHOTO).decode()}]
+
+
+@pytest.mark.parametrize(
+    "content_type", ["application/x-text", "application/x-text; charset=utf-8", "APPLICATION/X-TEXT"]
+)
+def test_text_is_passed_on_as_one_string(script: Any, content_type: str) -> None:
+    text = 'Grüße, "猫" \\ {"instances": 1}\n🐈'
+    assert instances(script, text.encode(), content_type) == [text]
+
+
+@pytest.mark.parametrize("content_type", ["application/json", "application/json; charset=utf-8", "", None])
+def test_json_with_instances_is_passed_on(script: Any, content_type: str | None) -> None:
+    body = json.dumps({"signature_name": "serving_default", "instances": [{"b64": "AA=="}, {"b64": "AQ=="}]})
+    request = script.input_handler(io.BytesIO(body.encode()), context(content_type))
+    assert json.loads(request) == json.loads(body)
+
+
+def test_json_with_inputs_is_passed_on(script: Any) -> None:
+    request = script.input_handler(io.BytesIO('{"inputs": ["é"]}'.encode()), context())
+    assert json.loads(request) == {"inputs": ["é"]}
+
+
+def test_a_bare_json_list_is_wrapped(script: Any) -> None:
+    assert instances(script, b'["one", "two"]', "application/json") == ["one", "two"]
+
+
+@pytest.mark.parametrize("content_type", ["text/csv", "image/gif", "application/jsonlines", "x" * 5000])
+def test_other_content_types_are_a_clean_415(script: Any, content_type: str) -> None:
+    status, text = call(script, "2.20", b"1", None, to=content_type)
+    assert status == 415
+    assert "application/x-image" in text
+    assert len(text) < 500
+    with pytest.raises(HTTPUnsupportedMediaType):
+        script.input_handler(io.BytesIO(b"1"), context(content_type))
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type", "words"),
+    [
+        (b"", "application/x-image", "nothing"),
+        (b"", "application/x-text", "nothing"),
+        (b"", "application/json", "nothing"),
+        (b"\xff\xfe", "application/x-text", "Expected UTF-8"),
+        (b"\xff\xfe", "application/json", "Expected UTF-8"),
+        (b"{", "application/json", "Expected JSON"),
+        (b"[" * 100_000, "application/json", "Expected JSON"),
+        (b'{"image": "AA=="}', "application/json", "instances"),
+        (b'"text"', "application/json", "instances"),
+        (b"null", "application/json", "instances"),
+    ],
+)
+def test_a_body_that_cannot_be_used_is_a_clean_400(script: Any, body: bytes, content_type: str, words: str) -> None:
+    status, text = call(script, "2.20", body, None, to=content_type)
+    assert status == 400
+    assert words in text
+
+
+@pytest.mark.parametrize(("body", "content_type"), [(b"1", "text/csv"), (b"", "image/png"), (b"{", "application/json")])
+def test_without_falcon_refusals_are_value_errors(script_alone: Any, body: bytes, content_type: str) -> None:
+    with pytest.raises(ValueError, match="Expected"):
+        script_alone.input_handler(io.BytesIO(body), context(content_type))
+
+
+# What comes back
+
+
+@pytest.mark.parametrize(
+    "served",
+    [
+        {"predictions": [ROW]},
+        {"predictions": [{"probabilities": ROW}]},
+        {"outputs": [ROW]},
+        {"outputs": {"probabilities": [ROW]}},
+    ],
+)
+@pytest.mark.parametrize(
+    "accept", ["application/json", "*/*", None, "", "Application/JSON; q=0.9", "text/html, */*;q=.2"]
+)
+def test_one_example_gives_its_probabilities(script: Any, served: Any, accept: str | None) -> None:
+    assert answer(script, served, accept) == {"probabilities": ROW}
+
+
+@pytest.mark.parametrize(
+    "accept", ["application/json;verbose", "application/json; Verbose", "text/csv, application/json;q=1;verbose"]
+)
+def test_verbose_adds_the_class_names_and_the_likeliest(script: Any, accept: str) -> None:
+    expected = {"probabilities": ROW, "labels": LABELS, "predicted_label": "ヒマワリ"}
+    assert answer(script, {"predictions": [ROW]}, accept) == expected
+
+
+def test_the_predicted_label_follows_the_probabilities(script: Any) -> None:
+    for index, label in enumerate(LABELS):
+        row = [0.0, 0.0, 0.0]
+        row[index] = 1.0
+        assert answer(script, {"predictions": [row]}, "application/json;verbose")["predicted_label"] == label
+
+
+def test_several_examples_give_a_list(script: Any) -> None:
+    rows = [[0.5, 0.25, 0.25], [0.0, 1.0, 0.0]]
+    assert answer(script, {"predictions": rows}) == {"predictions": [{"probabilities": row} for row in rows]}
+    verbose = answer(script, {"predictions": rows}, "application/json;verbose")["predictions"]
+    assert [each["predicted_label"] for each in verbose] == LABELS[:2]
+
+
+def test_what_cannot_be_produced_is_a_clean_406(script: Any, script_alone: Any) -> None:
+    with pytest.raises(HTTPNotAcceptable) as caught:
+        answer(script, {"predictions": [ROW]}, "text/csv")
+    assert "text/csv" in (caught.value.description or "")
+    with pytest.raises(ValueError, match="text/csv"):
+        answer(script_alone, {"predictions": [ROW]}, "text/csv")
+
+
+def test_class_names_of_another_model_are_an_error_and_not_a_wrong_name(script: Any) -> None:
+    with pytest.raises(ValueError, match="names 3 classes, the model has 2"):
+        answer(script, {"predictions": [[0.5, 0.5]]}, "application/json;verbose")
+
+
+# Errors of TensorFlow Serving
+
+
+@pytest.mark.parametrize("status", [400, 404, 503])
+def test_serving_errors_keep_status_and_words_in_both_containers(script: Any, status: int) -> None:
+    served = {"error": "Expected image (JPEG, PNG, or GIF), got unknown format"}
+    for of in ("2023", "2.20"):
+        got, text = call(script, of, PHOTO, served, to="image/png", status=status)
+        assert got == (500 if of == "2023" else status)
+        assert served["error"] in text
+    with pytest.raises(HTTPError) as caught:
+        script.output_handler(response(served, status), context())
+    assert caught.value.status.startswith(f"{status} ")
+    assert caught.value.description == served["error"]
+
+
+def test_serving_errors_without_falcon_name_the_status(script_alone: Any) -> None:
+    with pytest.raises(ValueError, match="TensorFlow Serving answered 503: not ready"):
+        script_alone.output_handler(response({"error": "not ready"}, 503), context())
+
+
+def test_serving_errors_that_are_no_json_are_shown_as_they_are(script: Any) -> None:
+    with pytest.raises(HTTPError) as caught:
+        script.output_handler(response(b"<html>{1} bad gateway \xff" + b"x" * 10_000, 599), context())
+    assert "{1} bad gateway" in (caught.value.description or "")
+    assert len(str(caught.value)) < 3000
+
+
+def test_the_container_of_2023_shows_our_words(script: Any) -> None:
+    """It answers every exception with 500 and str(exception), in which falcon itself leaves the message out."""
+    status, text = call(script, "2023", b"1", None, to="text/csv")
+    assert status == 500
+    assert "Expected the content type" in json.loads(text)["error"]
+
+
+@pytest.mark.parametrize("of", ["2023", "2.20"])
+def test_a_photo_is_answered_in_both_containers(script: Any, of: str) -> None:
+    status, text = call(script, of, PHOTO, {"predictions": [ROW]}, to="application/x-image")
+    assert (status, json.loads(text)) == (200, {"probabilities": ROW})
+
+
+# Where the class names are
+
+
+def moved(model: Path, code: Path) -> Any:
+    """Returns the script imported from `code`, away from its model."""
+    code.mkdir(parents=True)
+    (code / "inference.py").write_bytes((model / "code" / "inference.py").read_bytes())
+    return imported(code / "inference.py")
+
+
+def test_class_names_are_found_in_the_model_folder(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = moved(model, tmp_path / "elsewhere" / "code")
+    monkeypatch.setattr(script, "MODEL_FOLDER", str(model))
+    assert answer(script, {"predictions": [ROW]}, "application/json;verbose")["labels"] == LABELS
+
+
+def test_class_names_are_found_by_the_name_of_the_model(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = moved(model, tmp_path / "elsewhere" / "code")
+    for name, labels in {"one": ["a", "b", "c"], "two": ["x", "y", "z"]}.items():
+        (tmp_path / "models" / name / "model").mkdir(parents=True)
+        (tmp_path / "models" / name / "model" / "labels_info.json").write_text(json.dumps({"labels": labels}))
+    monkeypatch.setattr(script, "MODEL_FOLDER", str(tmp_path / "absent"))
+    monkeypatch.setattr(script, "MODELS_FOLDER", str(tmp_path / "models"))
+
+    def verbose(name: str) -> str:
+        return answer(script, {"predictions": [ROW]}, "application/json;verbose", name)["predicted_label"]
+
+    assert (verbose("one"), verbose("two"), verbose("one")) == ("c", "z", "c")
+    with pytest.raises(FileNotFoundError, match=r"labels_info\.json is not in"):
+        verbose("../../root")
+
+
+def test_a_model_beside_the_script_comes_first(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "labels_info.json").write_text('{"labels": ["x", "y", "z"]}')
+    script = imported(model / "code" / "inference.py")
+    monkeypatch.setattr(script, "MODEL_FOLDER", str(tmp_path / "other"))
+    assert answer(script, {"predictions": [ROW]}, "application/json;verbose")["labels"] == LABELS
+
+
+def test_without_class_names_the_plain_answer_still_comes(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (model / "labels_info.json").unlink()
+    script = imported(model / "code" / "inference.py")
+    monkeypatch.setattr(script, "MODEL_FOLDER", str(model / "absent"))
+    assert answer(script, {"predictions": [ROW]}) == {"probabilities": ROW}
+
+
+# What it runs on
+
+
+def test_it_is_python_3_8_and_short() -> None:
+    source = SOURCE.read_text(encoding="utf-8")
+    ast.parse(source, feature_version=(3, 8))
+    assert len(source.splitlines()) < 150
+
+
+def test_it_runs_with_the_standard_library_alone(model: Path) -> None:
+    """-I and -S leave only the standard library: neither tf_finetune nor any site package can be imported."""
+    code = (
+        "import importlib.util, io, sys, types\n"
+        "spec = importlib.util.spec_from_file_location('inference', sys.argv[1])\n"
+        "script = importlib.util.module_from_spec(spec); spec.loader.exec_module(script)\n"
+        "assert script.falcon is None\n"
+        "context = types.SimpleNamespace(request_content_type='application/x-text', accept_header='*/*')\n"
+        "print(script.input_handler(io.BytesIO(b'hello'), context))\n"
+    )
+    command = [sys.executable, "-I", "-S", "-c", code, str(model / "code" / "inference.py")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == {"instances": ["hello"]}
+
+
+def test_it_works_with_the_real_falcon(model: Path) -> None:
+    falcon = pytest.importorskip("falcon")
+    script = imported(model / "code" / "inference.py")
+    with pytest.raises(falcon.HTTPUnsupportedMediaType, match="Expected the content type") as caught:
+        script.input_handler(io.BytesIO(b"1"), context("text/csv"))
+    assert str(caught.value.status).startswith("415")
+    with pytest.raises(falcon.HTTPBadRequest, match="Expected JSON"):
+        script.input_handler(io.BytesIO(b"{"), context())
+    with pytest.raises(falcon.HTTPNotAcceptable, match="text/csv"):
+        script.output_handler(response({"predictions": [ROW]}), context(accept="text/csv"))
+    with pytest.raises(falcon.HTTPError, match="answered 503: not ready") as other:
+        script.output_handler(response({"error": "not ready"}, 503), context())
+    assert str(other.value.status).startswith("503")

@@ -1,0 +1,122 @@
+"""A Keras 3 layer around a TF-Hub-format SavedModel.
+
+tensorflow_hub's own KerasLayer is a Keras 2 layer, which Keras 3 models refuse. This one calls the "Reusable
+SavedModel" interface (https://www.tensorflow.org/hub/reusable_saved_models): a callable object that may take
+`training` and may have `variables`, `trainable_variables` and `regularization_losses`. A SavedModel that has only
+signatures works frozen.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tf_finetune.backbone import interface
+from tf_finetune.errors import BackboneError
+
+log = logging.getLogger(__name__)
+
+
+class Backbone(keras.layers.Layer):
+    """Maps examples to features by a SavedModel, frozen or trained.
+
+    Create it inside `strategy.scope()`. Frozen, it is always called with training=False, so that not even its
+    batch-norm statistics move.
+
+    Args:
+        path: Folder of the SavedModel.
+        task: "image" or "text".
+        trainable: Whether training changes its variables.
+
+    Raises:
+        BackboneError: It is no SavedModel in TF-Hub's TF2 format, takes another input, or cannot be trained.
+    """
+
+    def __init__(self, path: str | Path, task: str = "image", trainable: bool = False, **kwargs: Any) -> None:
+        super().__init__(trainable=trainable, **kwargs)
+        self.saved_model, self.task = Path(path), task
+        self.supports_jit = False
+        self.loaded = interface.load_saved_model(self.saved_model)
+        self.interface = interface.read(self.loaded, self.saved_model, task)
+        self._regularization_losses = list(getattr(self.loaded, "regularization_losses", None) or [])
+        self._adopt_variables()
+        if trainable:
+            self._check_trainable()
+
+    def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """Returns float32 [B, D]: the features of inputs, float32 [B, H, W, 3] or string [B]."""
+        training = bool(training) and self.trainable
+        outputs = interface.single_output(self.interface.call(inputs, training), self.saved_model)
+        features = interface.pooled(outputs, self.saved_model)
+            interface.single_output(self.interface.call(inputs, training), self.saved_model), self.saved_model
+        )
+        if training:
+            for loss in self._regularization_losses:
+                self.add_loss(loss())
+        return features
+
+    def regularization_loss(self) -> tf.Tensor:
+        """Returns float32 []: the sum of the SavedModel's own penalties on its weights; 0 when it has none."""
+        return tf.add_n([tf.cast(loss(), tf.float32) for loss in self._regularization_losses] or [tf.zeros([])])
+
+    def compute_output_spec(self, inputs: Any, training: bool = False) -> keras.KerasTensor:
+        """Returns the symbolic output, float32 [None, D]."""
+        return keras.KerasTensor([inputs.shape[0], self.feature_size(inputs.shape[1])], "float32")
+
+    def feature_size(self, image_size: int | None = None) -> int:
+        """Returns D: read off the traced output, else found by one call on a blank example.
+
+        Args:
+            image_size: Height and width in pixels, for image backbones that accept any.
+        """
+        if self.task == "text":
+            blank = tf.constant([""])
+        else:
+            shape = self.interface.input_spec.shape
+            sides = shape[1:3] if shape.rank else [None, None]
+            blank = tf.zeros([1, *(side or image_size for side in sides), 3])
+        traced = tf.function(self.call).get_concrete_function(tf.TensorSpec.from_tensor(blank))
+        size = traced.structured_outputs.shape
+        if size.rank is None or size[-1] is None:
+            strategy = tf.distribute.get_strategy()  # Mirrored variables can only be read inside of `run`.
+            size = strategy.experimental_local_results(strategy.run(self.call, args=(blank,)))[0].shape
+        if size.rank != 2:
+            raise BackboneError(f"backbone {self.saved_model} gives features of shape {size}. Expected [B, D].")
+        return int(size[-1])
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        return {**super().get_config(), "path": str(self.saved_model), "task": self.task}
+
+    def _adopt_variables(self) -> None:
+        """Makes the SavedModel's variables this layer's weights: the very variables, not copies of them."""
+        trained = {id(variable) for variable in interface.trainable_variables(self.loaded, self.interface)}
+        self.adopted = []
+        for index, variable in enumerate(interface.all_variables(self.loaded, self.interface)):
+            if not variable.dtype.is_floating and not variable.dtype.is_integer:
+                continue
+            wrapper = keras.Variable(
+                variable, trainable=id(variable) in trained, dtype=variable.dtype.name, name=f"backbone_{index}"
+            )
+            wrapper._value = variable  # Keras before 3.10 copies what it is given.
+            self._track_variable(wrapper)
+            self.adopted.append(wrapper)
+        self.built = True
+
+    def _check_trainable(self) -> None:
+        if self.interface.argument is not None:
+            raise BackboneError(
+                f"backbone {self.saved_model} has signatures only, so it cannot be trained. Set "
+                "train_only_top_layer=True, or choose a reusable SavedModel, one that can be called with inputs."
+            )
+        if not self.trainable_variables:
+            raise BackboneError(
+                f"backbone {self.saved_model} has no trainable variables. Set train_only_top_layer=True to train the "
+                "head."
+            )
+        if not self.interface.has_training_mode:
+            log.info("the backbone has no training mode: it is trained as it answers in inference")

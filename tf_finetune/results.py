@@ -1,0 +1,80 @@
+"""Where results go: written aside on the destination's own disk, and renamed when whole."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tf_finetune import examples, report
+from tf_finetune.examples import Examples
+from tf_finetune.job import Destination
+from tf_finetune.report import page
+
+log = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def stage(destination: Destination) -> Iterator[Path]:
+    """Gives a folder on the destination's own disk to write into; it is gone afterwards, whatever happens."""
+    beside = destination.archive.parent.parent if destination.archive else destination.model_dir
+    assert beside is not None
+    missing = [place for place in (beside, *beside.parents) if not place.exists()]
+    beside.mkdir(parents=True, exist_ok=True)
+    staged = Path(tempfile.mkdtemp(dir=beside, prefix=".tf-finetune-"))
+    try:
+        yield staged
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+        for place in missing:  # Folders made for nothing go too.
+            with contextlib.suppress(OSError):
+                place.rmdir()
+
+
+def hand_over(staged: Path, destination: Destination) -> None:
+    """Renames what is whole to where it belongs; an earlier result of the same name is replaced."""
+    if destination.archive:
+        place, earlier = destination.archive.parent, staged / "earlier"
+        whole = staged / "output"
+        whole.mkdir()
+        for name in ("model.tar.gz", "data"):
+            (staged / name).rename(whole / name)
+        if place.exists():
+            log.info("replacing the earlier result in %s", place)
+            place.rename(earlier)
+        try:
+            whole.rename(place)
+        except OSError:
+            if earlier.exists():
+                earlier.rename(place)
+            raise
+        return
+    assert destination.model_dir is not None
+    for source, target in ((staged / "data", destination.data), (staged / "model", destination.model_dir)):
+        target.mkdir(parents=True, exist_ok=True)
+        for entry in sorted(source.iterdir()):
+            if (target / entry.name).is_dir():
+                shutil.rmtree(target / entry.name)
+            shutil.move(str(entry), str(target / entry.name))
+
+
+def write_data(
+    folder: Path, record: dict[str, Any], parts: Mapping[str, Examples], answers: Mapping[str, np.ndarray]
+) -> None:
+    """Writes report.json, report.html, predictions.csv and split.csv."""
+    folder.mkdir()
+    report.write_json(folder / "report.json", record)
+    (folder / "report.html").write_text(page.render(record), encoding="utf-8")
+    names = parts["training"].class_names
+    scored = parts.get("validation", Examples(names, ()))
+    rows = answers.get("validation", np.zeros([0, len(names)], np.float32))
+    report.write_predictions(
+        folder / "predictions.csv", [example.id for example in scored.items], scored.labels, rows, names
+    )
+    examples.write_split(folder / "split.csv", parts)

@@ -1,0 +1,182 @@
+"""Training: the epochs around the step, and the choice of the best of them.
+
+The loop is our own because Keras's `fit` cannot drive every distribution strategy.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tf_finetune import evaluation, features, report
+from tf_finetune.classifier import Classifier
+from tf_finetune.errors import TrainingError
+from tf_finetune.features import Progress, Source
+from tf_finetune.hyperparameters import Hyperparameters
+from tf_finetune.training import optimizers, steps
+from tf_finetune.training.steps import Plan
+
+log = logging.getLogger(__name__)
+
+CHECK_EVERY = 20  # Steps between looks at the loss; each look waits for the device.
+
+
+@dataclasses.dataclass(frozen=True)
+class Fitted:
+    """What training gave; the classifier holds the best epoch's weights.
+
+    Attributes:
+        history: One record per epoch, as report.json holds it.
+        best_epoch: The epoch whose weights were kept, from 1.
+    """
+
+    history: list[dict[str, Any]]
+    best_epoch: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Standing:
+    """The best epoch so far.
+
+    Attributes:
+        score: Its eval_metric.
+        loss: Its val_loss in nats, which decides between equal scores.
+        epoch: The epoch, from 1.
+        reference: The score that early stopping compares with.
+        improved_in: The last epoch that beat the reference by more than early_stopping_min_delta.
+    """
+
+    score: float = -math.inf
+    loss: float = math.inf
+    epoch: int = 0
+    reference: float = -math.inf
+    improved_in: int = 0
+
+    def followed_by(self, score: float | None, loss: float | None, epoch: int, min_delta: float) -> Standing:
+        """Returns the standing after one more epoch; without validation the last epoch is always the best."""
+        if score is None or loss is None:
+            return Standing(epoch=epoch, improved_in=epoch)
+        improved = score - min_delta > self.reference
+        reference, improved_in = (score, epoch) if improved else (self.reference, self.improved_in)
+        if (score, -loss) > (self.score, -self.loss):
+            return Standing(score, loss, epoch, reference, improved_in)
+        return dataclasses.replace(self, reference=reference, improved_in=improved_in)
+
+
+def fit(
+    model: Classifier,
+    training: Source,
+    validation: Source | None,
+    settings: Hyperparameters,
+    strategy: tf.distribute.Strategy,
+    through_backbone: bool,
+    progress: Progress | None = None,
+) -> Fitted:
+    """Trains a classifier and leaves it with the weights of its best epoch by eval_metric on validation.
+
+    Args:
+        model: Made inside the strategy's scope.
+        training: Photos or texts, or features when not `through_backbone`.
+        validation: The same of the validation examples; None when there are none, then the last epoch is kept.
+        settings: The hyperparameters.
+        strategy: Where the model lives.
+        through_backbone: Whether the sources hold what the backbone takes, rather than features.
+        progress: Told the stage, the steps done and the steps in all.
+
+    Raises:
+        TrainingError: The loss became NaN or infinite.
+    """
+    count, replicas = len(training), strategy.num_replicas_in_sync
+    plan = Plan(count, settings.batch_size, replicas, settings.epochs, settings.random_seed)
+    rates = optimizers.learning_rates(settings, plan.steps)
+    with strategy.scope():
+        optimizer = optimizers.make(settings, rates)
+        optimizer.build(model.trainable_variables)
+    weights = steps.class_weights(training.labels, model.num_classes, settings)
+    step = steps.make_step(model, optimizer, settings, strategy, weights, through_backbone)
+    answer = steps.make_answer(model, through_backbone)
+    batches = iter(strategy.distribute_datasets_from_function(lambda context: steps.stream(training, plan)))
+    history: list[dict[str, Any]] = []
+    best, kept = Standing(), _weights(model)
+    for epoch in range(1, plan.epochs + 1):
+        loss, accuracy = _run_epoch(step, batches, plan, epoch, settings, progress)
+        figures, score = _validate(answer, validation, settings, strategy)
+        rate = float(rates(epoch * plan.steps_per_epoch - 1) if callable(rates) else rates)
+        history.append({"epoch": epoch, "loss": loss, "accuracy": accuracy, **figures, "learning_rate": rate})
+        log.info(report.metric_line(history[-1], plan.epochs))
+        ahead = best.followed_by(score, figures["val_loss"], epoch, settings.early_stopping_min_delta)
+        if ahead.epoch == epoch:
+            kept = _weights(model)
+        best = ahead
+        if settings.early_stopping and epoch - best.improved_in >= settings.early_stopping_patience:
+            log.info("early stopping: no better %s since epoch %d", settings.eval_metric, best.improved_in)
+            break
+    _set_weights(model, kept)
+    return Fitted(history, best.epoch)
+
+
+def _validate(
+    answer: Callable[[tf.Tensor], tf.Tensor],
+    validation: Source | None,
+    settings: Hyperparameters,
+    strategy: tf.distribute.Strategy,
+) -> tuple[dict[str, Any], float | None]:
+    """Returns val_loss in nats and val_accuracy, and eval_metric; None for each where there is no validation."""
+    if validation is None:
+        return {"val_loss": None, "val_accuracy": None}, None
+    given, labels = features.outputs(answer, validation, strategy, settings.batch_size), validation.labels
+    loss, accuracy = evaluation.cross_entropy(given, labels), evaluation.score(given, labels, "accuracy")
+    return {"val_loss": loss, "val_accuracy": accuracy}, evaluation.score(given, labels, settings.eval_metric)
+
+
+def _run_epoch(
+    step: Callable[..., tuple[tf.Tensor, ...]],
+    batches: Any,
+    plan: Plan,
+    epoch: int,
+    settings: Hyperparameters,
+    progress: Progress | None,
+) -> tuple[float, float]:
+    """Returns the epoch's mean cross-entropy in nats and accuracy, each over its examples as they were trained on."""
+    results: list[tuple[tf.Tensor, ...]] = []
+    for number in range(1, plan.steps_per_epoch + 1):
+        results.append(step(next(batches)))
+        if number % CHECK_EVERY == 0 or number == plan.steps_per_epoch:
+            _check_finite(results, number, epoch, settings)
+            if progress:
+                progress("training", (epoch - 1) * plan.steps_per_epoch + number, plan.steps)
+    sizes = [min(plan.batch_size, plan.examples - first) for first in range(0, plan.examples, plan.batch_size)]
+    values = np.array([[float(value) for value in result] for result in results])
+    _, loss, accuracy = np.average(values, axis=0, weights=sizes)
+    return float(loss), float(accuracy)
+
+
+def _check_finite(results: list[tuple[tf.Tensor, ...]], number: int, epoch: int, settings: Hyperparameters) -> None:
+    first = max(0, number - CHECK_EVERY)
+    for place, result in enumerate(results[first:], start=first + 1):
+        if not np.isfinite(float(result[0])):
+            raise TrainingError(
+                f"The loss became {float(result[0])} in epoch {epoch}, step {place}. Lower learning_rate (now "
+                f"{settings.learning_rate:g}), give warmup_steps_fraction=0.1, or set train_only_top_layer=True."
+            )
+
+
+def _weights(model: Classifier) -> list[np.ndarray]:
+    return [variable.numpy() for variable in _kept_variables(model)]
+
+
+def _set_weights(model: Classifier, weights: list[np.ndarray]) -> None:
+    for variable, value in zip(_kept_variables(model), weights, strict=True):
+        variable.assign(value)
+
+
+def _kept_variables(model: Classifier) -> list[keras.Variable]:
+    """Returns what an epoch changes; a trained backbone's moving statistics are among them."""
+    return [*(model.backbone.variables if model.backbone.trainable else ()), *model.head.variables]
