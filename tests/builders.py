@@ -88,3 +88,148 @@ def save_batch_norm_backbone(folder: Path) -> Path:
         module.__call__.get_concrete_function(spec, training=training)
     tf.saved_model.save(module, str(folder))
     return folder
+
+
+def save_reusable(folder: Path, call, *traces, spec=None, **attributes) -> Path:
+    """Saves `call` as the __call__ of a SavedModel, traced with each of `traces` (keyword arguments) or once without.
+
+    Args:
+        folder: Where to.
+        call: A function of the inputs, and of what `traces` name.
+        *traces: Keyword arguments of one trace each.
+        spec: Of the inputs; float32 [None, None, None, 3] by default.
+        **attributes: What hangs on the saved object, such as variables or regularization_losses.
+    """
+    import tensorflow as tf
+
+    saved = tf.train.Checkpoint(**attributes)
+    saved.__call__ = tf.function(call)
+    for trace in traces or ({},):
+        saved.__call__.get_concrete_function(spec or tf.TensorSpec([None, None, None, 3]), **trace)
+    tf.saved_model.save(saved, str(folder))
+    return folder
+
+
+def save_mode_backbone(folder: Path, *values, keyword_only=False) -> Path:
+    """Saves features = weight (1.0) x mean, plus 1 in training; traced with each of `values` as `training`."""
+    import tensorflow as tf
+
+    weight = tf.Variable(1.0)
+
+    def answer(images, training):
+        added = tf.cast(False if training is None else training, tf.float32)
+        return weight * tf.reduce_mean(images, axis=[1, 2]) + added
+
+    def by_keyword(images, *, training=False):
+        return answer(images, training)
+
+    def without(images):
+        return answer(images, False)
+
+    call = by_keyword if keyword_only else answer if values else without
+    return save_reusable(folder, call, *({"training": value} for value in values), weight=weight)
+
+
+def save_convolution_backbone(folder: Path, penalty: float = 0.01, channels: int = 4) -> Path:
+    """Saves a convolution and an average over the places: trainable, with a penalty, without batch statistics.
+
+    It lists its variables as TF-Hub's own do. It tells left from right, unlike the mean.
+    """
+    import tensorflow as tf
+
+    kernel = tf.Variable(np.random.default_rng(0).normal(0, 0.5, [3, 3, 3, channels]).astype(np.float32))
+    bias = tf.Variable(tf.zeros([channels]))
+
+    def call(images, training=False):
+        return tf.reduce_mean(tf.nn.tanh(tf.nn.conv2d(images, kernel, 1, "SAME") + bias), axis=[1, 2])
+
+    loss = tf.function(lambda: penalty * tf.reduce_sum(kernel**2), input_signature=[])
+    lists = {name: [kernel, bias] for name in ("variables", "trainable_variables")}
+    return save_reusable(
+        folder, call, {"training": True}, {"training": False}, regularization_losses=[loss], **lists
+    )
+
+
+def save_statistics_backbone(folder: Path) -> Path:
+    """Saves features = weight (1.0) x mean, beside a `seen` that training sets to the mean red it saw last."""
+    import tensorflow as tf
+
+    weight, seen = tf.Variable(1.0), tf.Variable(0.0, trainable=False)
+
+    def call(images, training=False):
+        features = tf.reduce_mean(images, axis=[1, 2])
+        if training:
+            seen.assign(tf.reduce_mean(features[:, 0]))
+        return weight * features + 0.0 * seen
+
+    return save_reusable(folder, call, {"training": True}, {"training": False}, weight=weight, seen=seen)
+
+
+def save_halves_backbone(folder: Path, image_size: int | None = None) -> Path:
+    """Saves features = the mean of the left half and of the right half."""
+    import tensorflow as tf
+
+    def call(images):
+        middle = tf.shape(images)[2] // 2
+        halves = images[:, :, :middle], images[:, :, middle:]
+        return tf.stack([tf.reduce_mean(half, axis=[1, 2, 3]) for half in halves], axis=1)
+
+    return save_reusable(folder, call, spec=tf.TensorSpec([None, image_size, image_size, 3]))
+
+
+def plain_settings(**given):
+    """Returns hyperparameters by which nothing but plain gradient descent happens, apart from what is given."""
+    from tf_finetune.hyperparameters import Hyperparameters
+
+    plain = {"optimizer": "sgd", "momentum": 0.0, "learning_rate": 0.5, "epochs": 1, "batch_size": 4}
+    neutral = {"dropout_rate": 0.0, "regularizers_l2": 0.0, "label_smoothing": 0.0}
+    return Hyperparameters(**{**plain, **neutral, **given})
+
+
+def coloured_arrays(count: int, num_classes: int = 3, size: int = 8, seed: int = 0):
+    """Returns float32 [N, size, size, 3] in [0, 1] and int [N]: noise that is brighter in the channel of its class."""
+    generator = np.random.default_rng(seed)
+    labels = np.arange(count) % num_classes
+    pixels = generator.random([count, size, size, 3]) * 0.6
+    pixels[np.arange(count), :, :, labels % 3] += 0.3
+    return pixels.astype(np.float32), labels
+
+
+def array_source(inputs: np.ndarray, labels, settings=None):
+    """Returns a Source of arrays, augmented if `settings` says so; an example's key is 1000 + its index."""
+    import tensorflow as tf
+
+    from tf_finetune import features, images
+
+    rows = tf.constant(inputs)
+
+    def load(index, seed):
+        row = tf.gather(rows, index)
+        return images.augment(row, seed, settings) if settings and settings.augmentation else row
+
+    return features.Source(load, np.array(labels, np.int32), 1000 + np.arange(len(inputs), dtype=np.int64))
+
+
+def make_classifier(folder: Path, settings, strategy=None, num_classes: int = 3):
+    """Returns a classifier with a new head on the SavedModel of a folder."""
+    from tf_finetune import backbone, classifier, devices
+
+    with (strategy or devices.strategy(1)).scope():
+        body = backbone.Backbone(folder, "image", trainable=not settings.train_only_top_layer)
+        return classifier.build(body, body.feature_size(8), num_classes, settings)
+
+
+def train(folder: Path, training_source, validation, settings, strategy=None, through_backbone=True, **more):
+    """Returns the classifier that training.fit trained, and what it gave."""
+    from tf_finetune import devices, training
+
+    strategy = strategy or devices.strategy(1)
+    devices.make_deterministic(settings.random_seed)
+    model = make_classifier(folder, settings, strategy, more.pop("num_classes", 3))
+    fitted = training.fit(model, training_source, validation, settings, strategy, through_backbone, **more)
+    return model, fitted
+
+
+def head_weights(model) -> list[np.ndarray]:
+    """Returns kernel, float32 [D, K], and bias, float32 [K]."""
+    return [variable.numpy() for variable in model.head.variables]

@@ -61,6 +61,18 @@ def build(backbone: Backbone, feature_size: int, num_classes: int, settings: Hyp
     return Classifier(backbone, head, num_classes)
 
 
+def twin(model: Classifier, settings: Hyperparameters) -> Classifier:
+    """Returns a classifier with the same weights on the first CPU, outside of any strategy."""
+    with tf.device("/CPU:0"):
+        backbone = Backbone(model.backbone.saved_model, model.backbone.task)
+        copy = build(backbone, model.head.kernel.shape[0], model.num_classes, settings)
+        for mine, other in zip(
+            [*backbone.adopted, *copy.head.variables], [*model.backbone.adopted, *model.head.variables], strict=True
+        ):
+            mine.assign(other.numpy())
+    return copy
+
+
 def dropout(features: tf.Tensor, rate: float, keys: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     """Returns features with a share of them set to 0 and the rest scaled up, drawn anew for each example.
 

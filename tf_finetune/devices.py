@@ -77,6 +77,11 @@ def strategy(replicas: int | None = None) -> tf.distribute.Strategy:
         return tf.distribute.MirroredStrategy(devices)
 
 
+def is_one_cpu(strategy: tf.distribute.Strategy) -> bool:
+    """Returns whether a strategy computes on the first CPU alone."""
+    return strategy.num_replicas_in_sync == 1 and not tf.config.list_physical_devices("GPU")
+
+
 def _logical_cpus(count: int) -> list[str]:
     cpu = tf.config.list_physical_devices("CPU")[0]
     with contextlib.suppress(RuntimeError):  # TensorFlow runs already: what it has must do.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib.metadata
 import json
 import logging
@@ -21,12 +22,14 @@ import tensorflow as tf
 from tf_finetune import classifier as heads
 from tf_finetune.classifier import Classifier
 from tf_finetune.errors import ExportError
+from tf_finetune.examples import Examples
 
 log = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 GATE_EXAMPLES = 64
 GATE_TOLERANCE = 1e-4
+ACCELERATOR_TOLERANCE = 2e-2
 GATE_SECONDS = 900
 PACKAGES = ("tf_finetune", "tensorflow", "keras", "numpy")
 
@@ -112,9 +115,30 @@ def check_parity(archive: Path, inputs: Mapping[str, Sequence[str]], expected: n
     return difference
 
 
-def gate_sample(count: int) -> list[int]:
-    """Returns the indices of up to 64 of `count` examples, evenly spread."""
-    return sorted({round(place) for place in np.linspace(0, count - 1, min(count, GATE_EXAMPLES))})
+def check_accelerator(answers: np.ndarray, expected: np.ndarray) -> float:
+    """Returns the largest difference between the training devices' probabilities and the CPU's in float32.
+
+    Args:
+        answers: float32 [n, K]. What the devices that trained gave.
+        expected: float32 [n, K]. What the CPU gave for the same examples.
+
+    Raises:
+        ExportError: It is more than ACCELERATOR_TOLERANCE.
+    """
+    difference = float(np.abs(answers - expected).max())
+    log.info("the training devices' probabilities differ from the CPU's by at most %.2g", difference)
+    if not difference <= ACCELERATOR_TOLERANCE:
+        raise ExportError(
+            f"The CPU answers otherwise than the devices that trained: a probability differs by {difference:.2g}, more "
+            f"than {ACCELERATOR_TOLERANCE:g}. Nothing was exported. Please report this with the backbone's name."
+        )
+    return difference
+
+
+def gate_sample(examples: Examples) -> tuple[Examples, list[int]]:
+    """Returns up to 64 examples, evenly spread over all, and their places in them."""
+    places = sorted({round(place) for place in np.linspace(0, len(examples) - 1, min(len(examples), GATE_EXAMPLES))})
+    return dataclasses.replace(examples, items=tuple(examples.items[place] for place in places)), places
 
 
 def _asset(name: str) -> Path:

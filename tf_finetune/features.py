@@ -25,11 +25,13 @@ class Source:
         load: An example's index, int64 [], and a random seed, int32 [2], to what the model takes.
         labels: int32 [N], in [0, K).
         keys: int64 [N]. What identifies each example: the start of its digest, so names and order play no part.
+        is_features: Whether `load` gives features, float32 [D], rather than what the backbone takes.
     """
 
     load: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
     labels: np.ndarray
     keys: np.ndarray
+    is_features: bool = False
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -44,7 +46,7 @@ def source(examples: Examples, load: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 def of_features(raw: Source, features: np.ndarray) -> Source:
     """Returns the same examples, read as their features: float32 [N, D]."""
     rows = tf.constant(features)
-    return dataclasses.replace(raw, load=lambda index, seed: tf.gather(rows, index))
+    return dataclasses.replace(raw, load=lambda index, seed: tf.gather(rows, index), is_features=True)
 
 
 def compute(
@@ -53,14 +55,14 @@ def compute(
     strategy: tf.distribute.Strategy,
     batch_size: int,
     progress: Progress | None = None,
-) -> np.ndarray:
-    """Returns float32 [N, D]: the features of all examples in order, by one pass through the frozen backbone."""
+) -> Source:
+    """Returns the examples read as their features, which one pass through the frozen backbone gives."""
 
     @tf.function(reduce_retracing=True)
     def forward(inputs: tf.Tensor) -> tf.Tensor:
         return backbone(inputs, training=False)
 
-    return outputs(forward, examples, strategy, batch_size, progress)
+    return of_features(examples, outputs(forward, examples, strategy, batch_size, progress))
 
 
 def outputs(

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import logging
 import shutil
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,34 +33,12 @@ from tf_finetune.classifier import Classifier
 from tf_finetune.errors import ExportError
 from tf_finetune.examples import Examples
 from tf_finetune.features import Progress, Source
+from tf_finetune.hyperparameters import Hyperparameters
 from tf_finetune.job import Job
+from tf_finetune.report.stopwatch import Stopwatch
 from tf_finetune.training import steps
 
 log = logging.getLogger(__name__)
-
-STAGES = ("data", "backbone", "features", "head", "fine_tuning", "evaluation", "export")
-
-
-class Stopwatch:
-    """Adds up the seconds of each stage."""
-
-    def __init__(self) -> None:
-        self.started = time.monotonic()
-        self.seconds = dict.fromkeys(STAGES, 0.0)
-
-    @contextlib.contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Adds the body's time to a stage."""
-        start = time.monotonic()
-        yield
-        self.seconds[name] += time.monotonic() - start
-
-    def total(self) -> dict[str, float]:
-        """Returns the seconds of each stage, and those since the start."""
-        return {
-            "total": round(time.monotonic() - self.started, 3),
-            **{name: round(value, 3) for name, value in self.seconds.items()},
-        }
 
 
 def run(task: Job, progress: Progress | None = None) -> dict[str, Any]:
@@ -78,37 +54,20 @@ def run(task: Job, progress: Progress | None = None) -> dict[str, Any]:
     with watch.stage("data"):
         parts = read_parts(task)
     with watch.stage("backbone"), strategy.scope():
-        body = backbone.Backbone(locate_backbone(task), "image", trainable=not settings.train_only_top_layer)
-        preprocessing = plan_preprocessing(task, body)
-        size = body.feature_size(preprocessing.image_size)
-        model = classifier.build(body, size, len(parts["training"].class_names), settings)
-    with named_photos(parts, preprocessing):
-        sources = {name: features.source(part, images.loader(part, preprocessing)) for name, part in parts.items()}
-        if settings.train_only_top_layer and not settings.augmentation:
-            with watch.stage("features"):
-                sources = compute_features(sources, body, strategy, task, progress)
-            through_backbone, stage = False, "head"
-        else:
-            augmented = images.loader(parts["training"], preprocessing, settings)
-            sources["training"] = dataclasses.replace(sources["training"], load=augmented)
-            through_backbone, stage = True, "fine_tuning"
-        with watch.stage(stage):
-            fitted = training.fit(
-                model, sources["training"], sources.get("validation"), settings, strategy, through_backbone, progress
-            )
+        model, preprocessing = build_model(task, len(parts["training"].class_names))
+    with images.naming_broken_photos(parts.values(), preprocessing):
+        with watch.stage("features"):
+            sources = read_sources(parts, preprocessing, model, strategy, settings, progress)
+        with watch.stage("head" if settings.train_only_top_layer else "fine_tuning"):
+            fitted = training.fit(model, sources["training"], sources.get("validation"), settings, strategy, progress)
         with watch.stage("evaluation"):
-            answers = answer_all(model, sources, strategy, task, through_backbone)
-    figures: dict[str, Any] = {
-        name: evaluation.metrics(answers[name], sources[name].labels, parts["training"].class_names)
-        for name in ("validation", "test")
-        if name in answers
-    }
+            answers = answer(parts, sources, model, strategy, settings)
+            figures = measure(parts, answers)
     check_accuracy(figures, task)
-    record = describe(task, parts, fitted, figures, warnings, size)
+    record = describe(task, parts, fitted, figures, warnings)
     with results.stage(task.destination) as staged:
         with watch.stage("export"):
-            difference = export_model(staged, task, model, preprocessing, parts, answers)
-        record["parity"] = {"examples": len(gate_inputs(parts)[1]), "largest_difference": difference}
+            record["parity"] = export_and_prove(staged, task, model, strategy, preprocessing, parts, answers)
         record["seconds"] = watch.total()
         record["job"]["training_seconds"] = record["seconds"]["total"]
         results.write_data(staged / "data", record, parts, answers)
@@ -133,6 +92,14 @@ def read_parts(task: Job) -> dict[str, Examples]:
     counts = ", ".join(f"{len(part):,} {name}" for name, part in parts.items())
     log.info("data: %d classes, examples: %s", len(names), counts)
     return {name: part for name, part in parts.items() if len(part)}
+
+
+def build_model(task: Job, num_classes: int) -> tuple[Classifier, images.Preprocessing]:
+    """Returns a classifier with a new head, and how its photos are prepared. Call it inside the strategy's scope."""
+    body = backbone.Backbone(locate_backbone(task), "image", trainable=not task.settings.train_only_top_layer)
+    preprocessing = plan_preprocessing(task, body)
+    size = body.feature_size(preprocessing.image_size)
+    return classifier.build(body, size, num_classes, task.settings), preprocessing
 
 
 def locate_backbone(task: Job) -> Path:
@@ -161,34 +128,54 @@ def plan_preprocessing(task: Job, body: backbone.Backbone) -> images.Preprocessi
     return images.Preprocessing(size, (low, high), settings.image_resize_interpolation)
 
 
-@contextlib.contextmanager
-def named_photos(parts: Mapping[str, Examples], preprocessing: images.Preprocessing) -> Iterator[None]:
-    """Turns a decoder's failure, which names no file, into a message that does."""
-    try:
-        yield
-    except (tf.errors.InvalidArgumentError, tf.errors.NotFoundError, tf.errors.PermissionDeniedError):
-        images.check_readable(list(parts.values()), preprocessing)
-        raise
-
-
-def compute_features(
-    sources: Mapping[str, Source], body: backbone.Backbone, strategy: Any, task: Job, progress: Progress | None
+def read_sources(
+    parts: Mapping[str, Examples],
+    preprocessing: images.Preprocessing,
+    model: Classifier,
+    strategy: tf.distribute.Strategy,
+    settings: Hyperparameters,
+    progress: Progress | None,
 ) -> dict[str, Source]:
-    """Returns the sources with each example replaced by its features, by one pass through the frozen backbone."""
-    batch_size = task.settings.batch_size
+    """Returns the examples of each part as training reads them: features of a frozen backbone, else photos.
+
+    Training photos that are augmented differ in each epoch, so they stay photos.
+    """
+    sources = {name: features.source(part, images.loader(part, preprocessing)) for name, part in parts.items()}
+    if settings.augmentation:
+        load = images.loader(parts["training"], preprocessing, settings)
+        sources["training"] = dataclasses.replace(sources["training"], load=load)
+    if not settings.train_only_top_layer:
+        return sources
     return {
-        name: features.of_features(source, features.compute(body, source, strategy, batch_size, progress))
+        name: source
+        if name == "training" and settings.augmentation
+        else features.compute(model.backbone, source, strategy, settings.batch_size, progress)
         for name, source in sources.items()
     }
 
 
-def answer_all(
-    model: Classifier, sources: Mapping[str, Source], strategy: Any, task: Job, through_backbone: bool
+def answer(
+    parts: Mapping[str, Examples],
+    sources: Mapping[str, Source],
+    model: Classifier,
+    strategy: tf.distribute.Strategy,
+    settings: Hyperparameters,
 ) -> dict[str, np.ndarray]:
-    """Returns float32 [N, K] for validation and test, or for training where there is no validation."""
-    answer = steps.make_answer(model, through_backbone)
-    wanted = [name for name in ("validation", "test") if name in sources] or ["training"]
-    return {name: features.outputs(answer, sources[name], strategy, task.settings.batch_size) for name in wanted}
+    """Returns float32 [N, K] for validation and test: the probabilities of each example's classes."""
+    answers = {name: np.zeros([0, model.num_classes], np.float32) for name in ("validation", "test")}
+    for name in set(answers) & set(parts):
+        function = steps.make_answer(model, sources[name].is_features)
+        answers[name] = features.outputs(function, sources[name], strategy, settings.batch_size)
+    return answers
+
+
+def measure(parts: Mapping[str, Examples], answers: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Returns the figures of validation, None where it has no examples, and of test where there is one."""
+    figures: dict[str, Any] = {"validation": None}
+    for name, rows in answers.items():
+        if name in parts:
+            figures[name] = evaluation.metrics(rows, np.array(parts[name].labels), parts[name].class_names)
+    return figures
 
 
 def check_accuracy(figures: Mapping[str, Any], task: Job) -> None:
@@ -198,18 +185,12 @@ def check_accuracy(figures: Mapping[str, Any], task: Job) -> None:
         ExportError: It is, or there is nothing to measure it on.
     """
     least = task.settings.min_accuracy
-    accuracy = figures["validation"]["accuracy"] if "validation" in figures else None
+    accuracy = figures["validation"]["accuracy"] if figures["validation"] else None
     if least > 0 and (accuracy is None or accuracy < least):
         measured = "there are no validation examples" if accuracy is None else f"it is {accuracy:.4f}"
         raise ExportError(
             f"Expected a validation accuracy of at least min_accuracy={least:g}; {measured}. Nothing was exported."
         )
-
-
-def gate_inputs(parts: Mapping[str, Examples]) -> tuple[str, list[int]]:
-    """Returns the part that the parity gate asks about, and the indices of its examples."""
-    name = "validation" if "validation" in parts else "training"
-    return name, export.gate_sample(len(parts[name]))
 
 
 def describe(
@@ -218,7 +199,6 @@ def describe(
     fitted: training.Fitted,
     figures: Mapping[str, Any],
     warnings: list[str],
-    feature_size: int,
 ) -> dict[str, Any]:
     """Returns the record of report.json, but for seconds and parity, which are known last."""
     parent = task.card.id if task.card else task.handle
@@ -227,15 +207,11 @@ def describe(
     return {
         "task": "image",
         "backbone": parent,
-        "feature_size": feature_size,
         "class_names": list(parts["training"].class_names),
         "examples": {name: len(parts[name]) if name in parts else 0 for name in ("training", "validation", "test")},
         "hyperparameters": {**task.settings.model_dump(), "backbone": task.handle},
         "hyperparameter_sources": dict(task.sources),
-        "metrics": {
-            "validation": figures.get("validation"),
-            **({"test": figures["test"]} if "test" in figures else {}),
-        },
+        "metrics": dict(figures),
         "history": fitted.history,
         "best_epoch": fitted.best_epoch,
         "backbone_calls": len(calls),
@@ -253,15 +229,41 @@ def describe(
     }
 
 
-def export_model(
+def export_and_prove(
     staged: Path,
     task: Job,
     model: Classifier,
+    strategy: tf.distribute.Strategy,
     preprocessing: images.Preprocessing,
     parts: Mapping[str, Examples],
     answers: Mapping[str, np.ndarray],
-) -> float:
-    """Writes staged/model on SageMaker, else staged/model.tar.gz; returns the parity gate's largest difference."""
+) -> dict[str, Any]:
+    """Writes the model and puts it through the parity gate.
+
+    Returns:
+        examples, the number asked; largest_difference of a probability; accelerator_difference, the same between the
+        devices that trained and the CPU in float32, or None where that is what trained.
+    """
+    name = "validation" if "validation" in parts else "training"
+    sample, rows = export.gate_sample(parts[name])
+    given = answers[name][rows] if name in answers else None
+    if given is not None and devices.is_one_cpu(strategy):
+        on_cpu, expected, difference = model, given, None
+    else:
+        on_cpu = model if devices.is_one_cpu(strategy) else classifier.twin(model, task.settings)
+        source = features.source(sample, images.loader(sample, preprocessing))
+        expected = features.outputs(steps.make_answer(on_cpu, False), source, tf.distribute.get_strategy(), len(sample))
+        difference = None if given is None else export.check_accelerator(given, expected)
+    proved = write_model(staged, task, on_cpu, preprocessing, parts["training"].class_names)
+    files = [str(example.path.absolute()) for example in sample.items]
+    largest = export.check_parity(proved, {"files": files}, expected)
+    return {"examples": len(sample), "largest_difference": largest, "accelerator_difference": difference}
+
+
+def write_model(
+    staged: Path, task: Job, model: Classifier, preprocessing: images.Preprocessing, class_names: Sequence[str]
+) -> Path:
+    """Writes the archive, or on SageMaker its unpacked folder, and returns its path."""
     spec, prepare = images.serving_inputs(preprocessing)
     folder = staged / "model"
     folder.mkdir()
@@ -269,17 +271,14 @@ def export_model(
     description = {
         "task": "image",
         "backbone": task.card.id if task.card else task.handle,
-        "class_names": list(parts["training"].class_names),
+        "class_names": list(class_names),
         "binary_mode": model.is_binary,
         "signature": {"name": "serving_default", "input": spec.name, "output": "probabilities"},
         "preprocessing": preprocessing.as_json(),
     }
-    export.write_side_files(folder, parts["training"].class_names, description)
-    proved = folder
-    if task.destination.archive:
-        proved = staged / "model.tar.gz"
-        archive.pack(folder, proved)
-        shutil.rmtree(folder)
-    name, indices = gate_inputs(parts)
-    files = [str(parts[name].items[index].path.absolute()) for index in indices]
-    return export.check_parity(proved, {"files": files}, answers[name][indices])
+    export.write_side_files(folder, class_names, description)
+    if task.destination.archive is None:
+        return folder
+    archive.pack(folder, staged / "model.tar.gz")
+    shutil.rmtree(folder)
+    return staged / "model.tar.gz"

@@ -73,8 +73,6 @@ def write_data(
     (folder / "report.html").write_text(page.render(record), encoding="utf-8")
     names = parts["training"].class_names
     scored = parts.get("validation", Examples(names, ()))
-    rows = answers.get("validation", np.zeros([0, len(names)], np.float32))
-    report.write_predictions(
-        folder / "predictions.csv", [example.id for example in scored.items], scored.labels, rows, names
-    )
+    ids = [example.id for example in scored.items]
+    report.write_predictions(folder / "predictions.csv", ids, scored.labels, answers["validation"], names)
     examples.write_split(folder / "split.csv", parts)

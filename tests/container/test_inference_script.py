@@ -172,6 +172,11 @@ def test_json_with_instances_is_passed_on(script: Any, content_type: str | None)
     assert json.loads(request) == json.loads(body)
 
 
+@pytest.mark.parametrize(("content_type", "body"), [("application/x-text", "é"), ("application/json", '["é"]')])
+def test_a_byte_order_mark_is_no_part_of_the_text(script: Any, content_type: str, body: str) -> None:
+    assert instances(script, body.encode("utf-8-sig"), content_type) == ["é"]
+
+
 def test_json_with_inputs_is_passed_on(script: Any) -> None:
     request = script.input_handler(io.BytesIO('{"inputs": ["é"]}'.encode()), context())
     assert json.loads(request) == {"inputs": ["é"]}
@@ -345,8 +350,11 @@ def test_class_names_are_found_by_the_name_of_the_model(
         return answer(script, {"predictions": [ROW]}, "application/json;verbose", name)["predicted_label"]
 
     assert (verbose("one"), verbose("two"), verbose("one")) == ("c", "z", "c")
-    with pytest.raises(FileNotFoundError, match=r"labels_info\.json is not in"):
-        verbose("../../root")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "labels_info.json").write_text('{"labels": ["not", "for", "you"]}')
+    for name in ("..", "one/../..", "three", ""):
+        with pytest.raises(FileNotFoundError, match=r"labels_info\.json is not in"):
+            verbose(name)
 
 
 def test_a_model_beside_the_script_comes_first(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -264,9 +264,9 @@ def torch_file(tensors: dict[str, object], *storages: Storage, protocol: int = 1
     sizes = {"little_endian": True}
     for part in (0x1950A86A20F9469CFC6C, protocol, sizes, collections.OrderedDict(tensors)):
         TorchPickler(stream, protocol=2).dump(part)
-    TorchPickler(stream, protocol=2).dump([str(id(storage)) for storage in storages])
-    for storage in storages:
-        stream.write(len(storage.numbers).to_bytes(8, "little") + storage.numbers.tobytes())
+    TorchPickler(stream, protocol=2).dump([str(id(written)) for written in storages])
+    for written in storages:
+        stream.write(len(written.numbers).to_bytes(8, "little") + written.numbers.tobytes())
     stream.seek(0)
     return stream
 

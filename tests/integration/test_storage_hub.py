@@ -21,7 +21,7 @@ import pytest
 import tensorflow as tf
 
 from tf_finetune import storage
-from tf_finetune.errors import MESSAGE_LIMIT, BackboneError, FinetuneError
+from tf_finetune.errors import MESSAGE_LIMIT, BackboneError, FinetuneError, UsageError
 
 COMPRESSED = {"tf-hub-format": ["compressed"]}
 
@@ -202,11 +202,18 @@ def test_a_failed_tls_handshake_is_named(server, tmp_path):
     assert "the TLS connection failed (" in message_of(server.url("/module/1", scheme="https"), tmp_path)
 
 
-def test_a_password_in_a_url_is_not_repeated(tmp_path):
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.1:1"])
+def test_a_password_in_a_url_is_not_repeated(tmp_path, host):
     with pytest.raises(BackboneError) as caught:
-        storage.resolve_backbone("https://me:secret@127.0.0.1:1/module", tmp_path)
+        storage.resolve_backbone(f"https://me:secret@{host}/module", tmp_path)
     assert "secret" not in str(caught.value)
-    assert "https://***@127.0.0.1:1/module" in str(caught.value)
+    assert f"https://***@{host}/module" in str(caught.value)
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "cache").touch()
+    with pytest.raises(UsageError, match="Not a directory. Set TF_FINETUNE_CACHE"):
+        storage.resolve_backbone("http://127.0.0.1:1/module", tmp_path / "cache")
 
 
 def test_without_pkg_resources_a_url_names_setuptools(tmp_path, monkeypatch):
@@ -296,6 +303,14 @@ def test_an_interpreter_without_pip_is_named(index, tmp_path, monkeypatch):
 
 def test_the_password_of_an_index_is_not_repeated(index, tmp_path, monkeypatch):
     monkeypatch.delenv("PIP_NO_INDEX")
-    monkeypatch.setenv("PIP_INDEX_URL", "ftp://me:secret@127.0.0.1:1/simple")
-    monkeypatch.setenv("PIP_FIND_LINKS", "ftp://me:secret@127.0.0.1:1/x.whl")
-    assert "secret" not in failure_of(storage.Wheel("tiny-photos", "1.0", "0" * 64), tmp_path / "wheels")
+    monkeypatch.setenv("PIP_RETRIES", "0")
+    monkeypatch.setenv("PIP_INDEX_URL", "http://me:secret@127.0.0.1:1/simple")
+    message = failure_of(storage.Wheel("tiny-photos", "1.0", "0" * 64), tmp_path / "wheels")
+    assert "no connection to it" in message
+    assert "secret" not in message
+
+
+def test_a_password_that_pip_repeats_is_hidden(tmp_path):
+    said = "WARNING: retrying\nERROR: 403 Client Error for url: https://me:secret@host/simple/tiny-photos/\n"
+    message = storage._pip_failure(storage.Wheel("tiny-photos", "1.0", "0" * 64), tmp_path, said)
+    assert "403 Client Error for url: https://***@host/simple/tiny-photos/" in message

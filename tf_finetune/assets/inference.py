@@ -110,8 +110,9 @@ def _labels(model_name: str | None) -> list[str]:
     They are read each time: on an endpoint with many models another model may have taken the place of the last.
     """
     folders = [os.path.dirname(os.path.dirname(os.path.abspath(__file__))), MODEL_FOLDER]
-    if model_name:  # The client may have named it: not a way to other folders.
-        folders.append(os.path.join(MODELS_FOLDER, os.path.basename(model_name), "model"))
+    name = os.path.basename(model_name or "")  # The client may have named it: not a way to other folders.
+    if name.strip("."):
+        folders.append(os.path.join(MODELS_FOLDER, name, "model"))
     for folder in folders:
         path = os.path.join(folder, LABELS_FILE)
         if os.path.isfile(path):

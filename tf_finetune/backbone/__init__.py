@@ -52,8 +52,6 @@ class Backbone(keras.layers.Layer):
         training = bool(training) and self.trainable
         outputs = interface.single_output(self.interface.call(inputs, training), self.saved_model)
         features = interface.pooled(outputs, self.saved_model)
-            interface.single_output(self.interface.call(inputs, training), self.saved_model), self.saved_model
-        )
         if training:
             for loss in self._regularization_losses:
                 self.add_loss(loss())

@@ -1,2 +1,290 @@
-def render(record):
-    return "<html></html>"
+"""The report for people: report.json's record as one HTML file that needs nothing else, neither network nor scripts.
+
+Class names, and all else that users name, are hostile: they reach the page escaped. matplotlib never sees them; it
+draws place holders, so that neither its mathtext nor a glyph that its fonts lack can break a picture.
+"""
+
+from __future__ import annotations
+
+import html
+import io
+import json
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+LABELLED_CLASSES = 40  # With more classes the confusion matrix is drawn without their names,
+COUNTED_CLASSES = 16  # and with more than these without the counts.
+LABEL_COLUMNS = 24  # Longest class name in a picture; a wide glyph takes two columns.
+MARKED_EPOCHS = 20  # With more epochs a curve has no dots.
+SHOWN_MISTAKES = 8
+FONT_SIZE = 9.0  # Points, in pictures.
+
+# matplotlib draws in these colours, and the page's style sheet says what they are, by day and by night.
+COLOURS = {"#010101": "var(--ink)", "#020202": "var(--muted)", "#030303": "var(--line)", "#040404": "var(--accent)"}
+INK, MUTED, LINE, ACCENT = COLOURS
+STYLE = {"svg.fonttype": "none", "svg.hashsalt": "tf_finetune", "font.size": FONT_SIZE}
+HEAT = (0.22, 0.46, 0.84)  # Red, green, blue in [0, 1]: seen on white and on black, more or less opaque.
+DARK_HEAT = 0.55  # The opacity from which white text is read better on it.
+
+SOURCES = {"user": "set by you", "card": "backbone's card", "default": "default"}
+PARTS = {"validation": "Validation", "test": "Test"}
+
+
+def render(record: Mapping[str, Any]) -> str:
+    """Returns the record of a job as one HTML page; the same record gives the same page.
+
+    Args:
+        record: What report.json holds. Whatever is missing in it is left out of the page.
+    """
+    import jinja2
+    import matplotlib.style
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.ChainableUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(percent=percent, duration=duration, value=value)
+    names = [str(name) for name in record.get("class_names") or []]
+    with matplotlib.style.context(["default", STYLE]):  # Whatever the user's own matplotlibrc says.
+        parts = [part(record, name, names) for name in PARTS if (record.get("metrics") or {}).get(name)]
+        pictures = curves(record.get("history") or [])
+    page = environment.get_template("report.html.j2").render(
+        record=record,
+        names=names,
+        parts=parts,
+        curves=pictures,
+        settings=settings(record),
+        stages=stages(record.get("seconds") or {}),
+    )
+    # A folder's name may hold what is no Unicode text and could not be written as UTF-8.
+    return page.encode("utf-8", "replace").decode("utf-8")
+
+
+def percent(fraction: float) -> str:
+    """Returns a fraction in [0, 1] as a percentage that says 100 or 0 of nothing less and nothing more.
+
+    >>> [percent(fraction) for fraction in (1, 0.9999, 0.1234, 0.0001, 0)]
+    ['100.0 %', '99.9 %', '12.3 %', '0.1 %', '0.0 %']
+    """
+    shown = fraction * 100
+    if 0 < fraction < 1:
+        shown = min(max(shown, 0.1), 99.9)
+    return f"{shown:.1f}\N{NO-BREAK SPACE}%"
+
+
+def duration(seconds: float) -> str:
+    """Returns seconds as people say them.
+
+    >>> [duration(seconds) for seconds in (0.1234, 59.94, 125, 7325)]
+    ['0.12 s', '59.9 s', '2 min 05 s', '2 h 02 min']
+    """
+    if seconds < 10:
+        text = f"{seconds:.2f} s"
+    elif round(seconds, 1) < 60:
+        text = f"{seconds:.1f} s"
+    else:
+        minutes, rest = divmod(round(seconds), 60)
+        text = f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+    return text.replace(" ", "\N{NO-BREAK SPACE}")
+
+
+def value(setting: Any) -> str:
+    """Returns a hyperparameter's value as a user would write it.
+
+    >>> [value(setting) for setting in (True, 1e-05, None, "adam", [1, 2])]
+    ['true', '1e-05', 'none', 'adam', '[1, 2]']
+    """
+    if setting is None:
+        return "none"
+    return setting if isinstance(setting, str) else json.dumps(setting, ensure_ascii=False, default=str)
+
+
+def part(record: Mapping[str, Any], name: str, class_names: Sequence[str]) -> dict[str, Any]:
+    """Returns what the page says of one part of the data: "validation" or "test"."""
+    metrics = record["metrics"][name]
+    matrix = metrics.get("confusion_matrix") or []
+    count = sum(map(sum, matrix)) or (record.get("examples") or {}).get(name) or 0
+    right = sum(row[k] for k, row in enumerate(matrix)) if matrix else round((metrics.get("accuracy") or 0) * count)
+    return {
+        "title": PARTS[name],
+        "name": name,
+        "metrics": metrics,
+        "right": right,
+        "count": count,
+        "matrix": confusion_picture(matrix, class_names, name),
+        "named": len(matrix) <= LABELLED_CLASSES,
+        "mistakes": mistakes(matrix, class_names),
+    }
+
+
+def mistakes(matrix: Sequence[Sequence[int]], class_names: Sequence[str]) -> list[dict[str, Any]]:
+    """Returns the commonest mistakes, the most frequent first: true class, answer, count, and examples of the class."""
+    pairs = [
+        {"true": class_names[i], "answer": class_names[k], "count": count, "of": sum(row)}
+        for i, row in enumerate(matrix)
+        for k, count in enumerate(row)
+        if i != k and count
+    ]
+    return sorted(pairs, key=lambda pair: -pair["count"])[:SHOWN_MISTAKES]
+
+
+def settings(record: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Returns the hyperparameters with where their values come from, those that somebody chose first."""
+    sources = record.get("hyperparameter_sources") or {}
+    rows = [
+        {"name": name, "value": value(setting), "source": sources.get(name, "")}
+        for name, setting in (record.get("hyperparameters") or {}).items()
+    ]
+    order = list(SOURCES)
+    rows.sort(key=lambda row: order.index(row["source"]) if row["source"] in order else len(order))
+    return [{**row, "said": SOURCES.get(row["source"], row["source"])} for row in rows]
+
+
+def stages(seconds: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Returns the stages of a job, the slowest first, each with its share of the total in [0, 1]."""
+    named = {name.replace("_", " "): spent for name, spent in seconds.items() if name != "total" and spent}
+    total = seconds.get("total") or sum(named.values())
+    if (rest := total - sum(named.values())) > 0.01 * total:
+        named["everything else"] = rest
+    slowest = sorted(named.items(), key=lambda item: (-item[1], item[0]))
+    return [{"name": name, "seconds": spent, "share": spent / total} for name, spent in slowest]
+
+
+def confusion_picture(matrix: Sequence[Sequence[int]], class_names: Sequence[str], name: str) -> Markup | None:
+    """Returns the confusion matrix as SVG, or None where there is none.
+
+    Each row is shaded by its own total, so that rare classes are seen as well as common ones.
+    """
+    if not matrix:
+        return None
+    import numpy as np
+
+    size, named = len(matrix), len(matrix) <= LABELLED_CLASSES
+    labels = [short(class_name) for class_name in class_names]
+    side = max(2.2, (0.46 if size <= COUNTED_CLASSES else 0.21) * size) if named else 5.0
+    margin = 0.35 + (0.12 + 0.56 * FONT_SIZE / 72 * max(map(columns, labels)) if named else 0.0)
+    figure, axes = canvas((margin, margin, side, side), edge=0.05)
+    counts = np.asarray(matrix, dtype=float)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    axes.imshow(np.dstack([*(np.full_like(shares, channel) for channel in HEAT), shares]), interpolation="none")
+    axes.set_xticks(np.arange(size + 1) - 0.5, minor=True)
+    axes.set_yticks(np.arange(size + 1) - 0.5, minor=True)
+    axes.grid(which="minor", color=LINE, linewidth=0.6)
+    if size <= COUNTED_CLASSES:
+        for (row, column), count in np.ndenumerate(counts.astype(int)):
+            colour = "white" if shares[row, column] >= DARK_HEAT else INK if count else MUTED
+            axes.text(column, row, f"{count}", ha="center", va="center", color=colour)
+    ticks = range(size) if named else []
+    held = [f"name-{k}" for k in ticks]
+    axes.set_xticks(ticks, held, rotation=90, ha="right", va="center", rotation_mode="anchor")
+    axes.set_yticks(ticks, held)
+    axes.tick_params(which="both", length=0, pad=5, labelcolor=INK)
+    middle = 1 - (0.05 + side / 2) / (margin + side + 0.05)
+    figure.text(middle, 0, "predicted class", ha="center", va="bottom", color=MUTED)
+    figure.text(0, middle, "true class", ha="center", va="top", rotation=90, rotation_mode="anchor", color=MUTED)
+    picture = svg(figure, f"confusion-{name}", "Confusion matrix: true classes down, predicted classes across")
+    return type(picture)(re.sub(r">name-(\d+)<", lambda held: f">{html.escape(labels[int(held[1])])}<", picture))
+
+
+def columns(text: str) -> int:
+    """Returns how many columns a text takes where it is set in letters of one width."""
+    return sum(2 if unicodedata.east_asian_width(letter) in "FW" else 1 for letter in text)
+
+
+def short(class_name: str) -> str:
+    """Returns a class name as it is written in a picture: on one line, and not longer than LABEL_COLUMNS.
+
+    >>> short("a class name that\\nwould not fit in")
+    'a class name that would…'
+    """
+    name = "".join(letter if letter.isprintable() else " " for letter in class_name)
+    if columns(name) <= LABEL_COLUMNS:
+        return name
+    while columns(name) >= LABEL_COLUMNS:
+        name = name[:-1]
+    return name.rstrip() + "…"
+
+
+def curves(history: Sequence[Mapping[str, Any]]) -> list[Markup]:
+    """Returns the learning curves as SVG, first the accuracy and then the loss; none without epochs."""
+    pictures = [learning_curve(history, figure) for figure in ("accuracy", "loss")]
+    return [picture for picture in pictures if picture]
+
+
+def learning_curve(history: Sequence[Mapping[str, Any]], name: str) -> Markup | None:
+    """Returns one figure over the epochs as SVG, or None where no epoch has it.
+
+    Args:
+        history: One record per epoch.
+        name: "accuracy" or "loss"; `val_` before it names that of the validation part.
+    """
+    from matplotlib.ticker import MaxNLocator, PercentFormatter, ScalarFormatter
+
+    lines = {
+        label: [(epoch.get("epoch", k), epoch[key]) for k, epoch in enumerate(history, 1) if epoch.get(key) is not None]
+        for label, key in (("training", name), ("validation", f"val_{name}"))
+    }
+    if not any(lines.values()):
+        return None
+    figure, axes = canvas((0.55, 0.45, 3.9, 2.1), edge=0.35)
+    for (label, points), colour, dashes in zip(lines.items(), (MUTED, ACCENT), ("--", "-"), strict=True):
+        if points:
+            marker = "o" if len(points) <= MARKED_EPOCHS else ""
+            axes.plot(*zip(*points, strict=True), dashes, color=colour, label=label, marker=marker, markersize=3.5)
+    axes.set_title(name.capitalize(), loc="left", color=INK, fontweight="bold")
+    axes.set_xlabel("epoch", color=MUTED)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
+    percents = PercentFormatter(1.0, symbol=" %")
+    axes.yaxis.set_major_formatter(percents if name == "accuracy" else ScalarFormatter(useOffset=False))
+    axes.grid(axis="y", color=LINE, linewidth=0.8)
+    axes.tick_params(colors=MUTED, length=0)
+    axes.legend(frameon=False, labelcolor=INK)
+    return svg(figure, f"curve-{name}", f"{name.capitalize()} over the epochs")
+
+
+def canvas(box: tuple[float, float, float, float], edge: float) -> tuple[Figure, Axes]:
+    """Returns a figure without background and its one pair of axes without frame.
+
+    Args:
+        box: The axes' left and lower margin, width and height, in inches.
+        edge: The figure's right and upper margin, in inches.
+    """
+    from matplotlib.figure import Figure
+
+    left, bottom, width, height = box
+    whole = (left + width + edge, bottom + height + edge)
+    figure = Figure(figsize=whole, facecolor="none")
+    axes = figure.add_axes((left / whole[0], bottom / whole[1], width / whole[0], height / whole[1]), facecolor="none")
+    axes.spines[:].set_visible(False)
+    return figure, axes
+
+
+def svg(figure: Figure, name: str, description: str) -> Markup:
+    """Returns a figure as an SVG element of the page: it has the page's colours, and ids of its own."""
+    from markupsafe import Markup
+
+    def adapted(tag: re.Match[str]) -> str:
+        """Only tags are changed, for what stands between them may be anything."""
+        text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", tag[0])
+        return re.sub("|".join(COLOURS), lambda colour: COLOURS[colour[0]], text)
+
+    stream = io.StringIO()
+    figure.savefig(stream, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    inner = re.sub(r"^.*?<svg[^>]*>", "", stream.getvalue(), count=1, flags=re.DOTALL)
+    width, height = (72 * inches for inches in figure.get_size_inches())
+    # Not narrower than two thirds: on a phone it is moved sideways rather than made too small to read.
+    style = f"width: 100%; max-width: {width:.0f}pt; min-width: {min(width, max(0.67 * width, 200)):.0f}pt"
+    head = f'<svg role="img" aria-label="{description}" viewBox="0 0 {width:.2f} {height:.2f}" style="{style}">'
+    return Markup(head + re.sub(r"<[^>]+>", adapted, inner))

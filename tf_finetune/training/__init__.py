@@ -76,18 +76,16 @@ def fit(
     validation: Source | None,
     settings: Hyperparameters,
     strategy: tf.distribute.Strategy,
-    through_backbone: bool,
     progress: Progress | None = None,
 ) -> Fitted:
     """Trains a classifier and leaves it with the weights of its best epoch by eval_metric on validation.
 
     Args:
         model: Made inside the strategy's scope.
-        training: Photos or texts, or features when not `through_backbone`.
-        validation: The same of the validation examples; None when there are none, then the last epoch is kept.
+        training: What is trained on: photos, or their features.
+        validation: What is validated on; None when there is nothing, then the last epoch is kept.
         settings: The hyperparameters.
         strategy: Where the model lives.
-        through_backbone: Whether the sources hold what the backbone takes, rather than features.
         progress: Told the stage, the steps done and the steps in all.
 
     Raises:
@@ -100,8 +98,8 @@ def fit(
         optimizer = optimizers.make(settings, rates)
         optimizer.build(model.trainable_variables)
     weights = steps.class_weights(training.labels, model.num_classes, settings)
-    step = steps.make_step(model, optimizer, settings, strategy, weights, through_backbone)
-    answer = steps.make_answer(model, through_backbone)
+    step = steps.make_step(model, optimizer, settings, strategy, weights, training.is_features)
+    answer = steps.make_answer(model, validation.is_features) if validation else None
     batches = iter(strategy.distribute_datasets_from_function(lambda context: steps.stream(training, plan)))
     history: list[dict[str, Any]] = []
     best, kept = Standing(), _weights(model)
@@ -123,13 +121,13 @@ def fit(
 
 
 def _validate(
-    answer: Callable[[tf.Tensor], tf.Tensor],
+    answer: Callable[[tf.Tensor], tf.Tensor] | None,
     validation: Source | None,
     settings: Hyperparameters,
     strategy: tf.distribute.Strategy,
 ) -> tuple[dict[str, Any], float | None]:
     """Returns val_loss in nats and val_accuracy, and eval_metric; None for each where there is no validation."""
-    if validation is None:
+    if validation is None or answer is None:
         return {"val_loss": None, "val_accuracy": None}, None
     given, labels = features.outputs(answer, validation, strategy, settings.batch_size), validation.labels
     loss, accuracy = evaluation.cross_entropy(given, labels), evaluation.score(given, labels, "accuracy")

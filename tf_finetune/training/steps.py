@@ -107,16 +107,16 @@ def make_step(
     settings: Hyperparameters,
     strategy: tf.distribute.Strategy,
     weights: np.ndarray,
-    through_backbone: bool,
+    of_features: bool,
 ) -> Callable[..., tuple[tf.Tensor, ...]]:
     """Returns the function that updates the weights by one batch and gives objective, cross-entropy and hits."""
     variables = model.trainable_variables
     by_class = tf.constant(weights)
-    trains_backbone = through_backbone and model.backbone.trainable
+    trains_backbone = model.backbone.trainable and not of_features
 
     def replica(inputs: tf.Tensor, labels: tf.Tensor, shares: tf.Tensor, keys: tf.Tensor, epochs: tf.Tensor) -> Any:
         with tf.GradientTape() as tape:
-            outputs = model.backbone(inputs, training=trains_backbone) if through_backbone else inputs
+            outputs = inputs if of_features else model.backbone(inputs, training=trains_backbone)
             seed = _seed(settings.random_seed, "dropout", epochs[0])
             logits = model.head(heads.dropout(outputs, settings.dropout_rate, keys, seed))
             smoothed = heads.cross_entropy(logits, labels, model.num_classes, settings.label_smoothing)
@@ -140,12 +140,12 @@ def make_step(
     return step
 
 
-def make_answer(model: Classifier, through_backbone: bool) -> Callable[[tf.Tensor], tf.Tensor]:
+def make_answer(model: Classifier, of_features: bool) -> Callable[[tf.Tensor], tf.Tensor]:
     """Returns the function from what a source holds to probabilities, float32 [B, K]."""
 
     @tf.function
     def answer(inputs: tf.Tensor) -> tf.Tensor:
-        outputs = model.backbone(inputs, training=False) if through_backbone else inputs
+        outputs = inputs if of_features else model.backbone(inputs, training=False)
         return heads.probabilities(model.head(outputs))
 
     return answer
