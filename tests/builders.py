@@ -196,18 +196,22 @@ def coloured_arrays(count: int, num_classes: int = 3, size: int = 8, seed: int =
 
 
 def array_source(inputs: np.ndarray, labels, settings=None):
-    """Returns a Source of arrays, augmented if `settings` says so; an example's key is 1000 + its index."""
+    """Returns a Source of arrays: photos, augmented if `settings` says so, or features, [N, D].
+
+    An example's key is 1000 + its index.
+    """
     import tensorflow as tf
 
     from tf_finetune import features, images
 
-    rows = tf.constant(inputs)
+    rows = tf.constant(inputs, tf.float32)
 
     def load(index, seed):
         row = tf.gather(rows, index)
         return images.augment(row, seed, settings) if settings and settings.augmentation else row
 
-    return features.Source(load, np.array(labels, np.int32), 1000 + np.arange(len(inputs), dtype=np.int64))
+    keys = 1000 + np.arange(len(inputs), dtype=np.int64)
+    return features.Source(load, np.array(labels, np.int32), keys, is_features=rows.ndim == 2)
 
 
 def make_classifier(folder: Path, settings, strategy=None, num_classes: int = 3):
@@ -219,17 +223,36 @@ def make_classifier(folder: Path, settings, strategy=None, num_classes: int = 3)
         return classifier.build(body, body.feature_size(8), num_classes, settings)
 
 
-def train(folder: Path, training_source, validation, settings, strategy=None, through_backbone=True, **more):
-    """Returns the classifier that training.fit trained, and what it gave."""
+def train(folder: Path, examples, validation, settings, strategy=None, num_classes: int = 3, progress=None):
+    """Returns the classifier that training.fit trained on a SavedModel, and what it gave.
+
+    Args:
+        folder: The SavedModel.
+        examples: The Source to train on.
+        validation: The Source to validate on, or None.
+        settings: The hyperparameters.
+        strategy: One replica by default.
+        num_classes: K.
+        progress: As training.fit's.
+    """
     from tf_finetune import devices, training
 
     strategy = strategy or devices.strategy(1)
     devices.make_deterministic(settings.random_seed)
-    model = make_classifier(folder, settings, strategy, more.pop("num_classes", 3))
-    fitted = training.fit(model, training_source, validation, settings, strategy, through_backbone, **more)
-    return model, fitted
+    model = make_classifier(folder, settings, strategy, num_classes)
+    return model, training.fit(model, examples, validation, settings, strategy, progress)
 
 
 def head_weights(model) -> list[np.ndarray]:
     """Returns kernel, float32 [D, K], and bias, float32 [K]."""
     return [variable.numpy() for variable in model.head.variables]
+
+
+def write_files(folder: Path, files: dict[str, bytes]) -> Path:
+    """Writes files of the given bytes below a folder, by their paths; a path that ends with / is an empty folder."""
+    for name, content in files.items():
+        path = folder / name
+        (path if name.endswith("/") else path.parent).mkdir(parents=True, exist_ok=True)
+        if not name.endswith("/"):
+            path.write_bytes(content)
+    return folder

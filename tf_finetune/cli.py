@@ -10,6 +10,7 @@ import argparse
 import json
 import logging
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -37,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     in_job = arguments[:1] == ["train"]
     try:
-        flags, rest = _parser().parse_known_args(arguments)
+        flags, rest = _parser().parse_known_args(_tied(environment.without_toolkit_arguments(arguments)))
         _start_log()
         if rest and flags.command != "train":
             raise UsageError(f"unrecognized arguments: {' '.join(rest)}. See `tf-finetune {flags.command} --help`.")
@@ -59,10 +60,24 @@ def _failed(message: str, code: int, in_job: bool) -> int:
     message = shortened(message)
     print(f"tf-finetune: {message}", file=sys.stderr)
     if in_job:
-        place = environment.failure_file()
-        if place is not None:
-            place.write_text(message, encoding="utf-8")
+        try:
+            place = environment.failure_file()
+            if place is not None:
+                place.write_text(message, encoding="utf-8")
+        except OSError as error:  # A folder /opt/ml of someone else's, as on a notebook server.
+            log.info("The message is on standard error only: %s", error)
     return code
+
+
+def _tied(arguments: Sequence[str]) -> list[str]:
+    """Returns the arguments with values such as -1,1 tied to their flags: argparse would take them for flags."""
+    words: list[str] = []
+    for word in arguments:
+        if words and re.match(r"-[.\d]", word) and re.fullmatch(r"--[\w-]+", words[-1]):
+            words[-1] += f"={word}"
+        else:
+            words.append(word)
+    return words
 
 
 def _parser() -> Parser:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,15 +81,33 @@ def read(environ: Mapping[str, str] = os.environ) -> Environment:
         hosts=hosts,
         current_host=environ.get("SM_CURRENT_HOST") or str(resources.get("current_host", hosts[0])),
         num_gpus=int(num_gpus) if num_gpus.isdigit() else None,
-        job_name=environ.get("TRAINING_JOB_NAME") or environ.get("SAGEMAKER_JOB_NAME"),
+        job_name=environ.get("TRAINING_JOB_NAME") or environ.get("SAGEMAKER_JOB_NAME") or None,
         job_arn=environ.get("TRAINING_JOB_ARN"),
     )
 
 
 def failure_file(environ: Mapping[str, str] = os.environ) -> Path | None:
     """Returns the file whose text SageMaker shows as the reason of a failure, or None where there is no such place."""
-    file = _base(environ) / "output" / "failure"
+    base = _base(environ)
+    file = base / "output" / "failure"
+    if (base / "input" / "config").is_dir():  # Without this folder SageMaker's toolkit would report a success.
+        file.parent.mkdir(exist_ok=True)
     return file if file.parent.is_dir() else None
+
+
+def without_toolkit_arguments(arguments: Sequence[str], environ: Mapping[str, str] = os.environ) -> list[str]:
+    """Returns the arguments of the command line that SageMaker's toolkit did not write.
+
+    What it writes are the hyperparameters once more, less exactly than SM_HPS has them: some versions pass them
+    through a shell unquoted, so that empty values vanish and others are cut at a space.
+    """
+    written = _json("SM_USER_ARGS", environ, None, [], list)
+    words = list(arguments)
+    for part in (written, " ".join(map(str, written)).split()):
+        for start in range(len(words) - len(part) + 1) if part else ():
+            if words[start : start + len(part)] == part:
+                return words[:start] + words[start + len(part) :]
+    return words
 
 
 def reason_to_ignore(name: str) -> str | None:

@@ -90,6 +90,7 @@ def read_class_folders(channel: Path, class_names: Sequence[str] | None = None, 
         )
     paths = [path for folder in sorted(found) for path in found[folder]]
     labels = [class_names.index(folder) for folder in sorted(found) for _ in found[folder]]
+    _check_names(paths)
     if not paths:
         raise DataError(f"{name} channel {channel} holds no photos. Expected {_suffixes()} files in class folders.")
     items = [
@@ -170,9 +171,12 @@ def split(examples: Examples, ratio: float, seed: int) -> tuple[Examples, Exampl
     classes_of: dict[str, set[int]] = {}
     for example in examples.items:
         classes_of.setdefault(example.digest, set()).add(example.label)
-    for label, class_name in enumerate(examples.class_names):
-        digests = sorted({example.digest for example in examples.items if example.label == label})
-        _repair(class_name, digests, sides, position, ratio, classes_of)
+    members: list[set[str]] = [set() for _ in examples.class_names]
+    for example in examples.items:
+        members[example.label].add(example.digest)
+    # Classes of one example first: other classes that hold a copy of it are then repaired with another one.
+    for class_name, digests in sorted(zip(examples.class_names, members, strict=True), key=lambda item: len(item[1])):
+        _repair(class_name, sorted(digests), sides, position, ratio, classes_of)
     return _on_side(examples, sides, TRAINING), _on_side(examples, sides, VALIDATION)
 
 
@@ -188,8 +192,7 @@ def _repair(
     if not digests:
         return
     if len(digests) == 1:
-        if len(classes_of[digests[0]]) == 1:
-            sides[digests[0]] = TRAINING
+        sides[digests[0]] = TRAINING
         log.warning("class %s has one distinct example: it is in training only, and is not validated", class_name)
         return
     present = {sides[digest] for digest in digests}
@@ -232,7 +235,7 @@ def photos(folder: Path) -> list[Path]:
     found: list[Path] = []
     others: list[str] = []
     seen: set[str] = set()  # Links are followed, so a link to a folder above would otherwise never end.
-    for place, folders, files in os.walk(folder, followlinks=True):
+    for place, folders, files in os.walk(folder, followlinks=True, onerror=_refuse):
         folders[:] = sorted(name for name in folders if not _is_metadata_folder(name))
         if os.path.realpath(place) in seen:
             folders.clear()
@@ -248,6 +251,20 @@ def photos(folder: Path) -> list[Path]:
     if others:
         log.warning("%s: %s left out, not %s: %s", folder, _count(len(others), "file"), _suffixes(), listed(others))
     return found
+
+
+def _refuse(error: OSError) -> None:
+    raise DataError(f"{error.filename} cannot be read: {error.strerror}. Mend or remove the folder.")
+
+
+def _check_names(paths: Iterable[Path]) -> None:
+    """Raises DataError where a path is not UTF-8, which neither TensorFlow nor the reports could write."""
+    names = (os.fsencode(path) for path in paths)
+    bad = [text for name in names if (text := name.decode("utf-8", "backslashreplace")).encode() != name]
+    if bad:
+        raise DataError(
+            f"{_count(len(bad), 'photo')} whose path is not UTF-8: {listed(bad)}. Rename the file or folder."
+        )
 
 
 def _digests(paths: Iterable[Path]) -> list[str]:

@@ -144,7 +144,9 @@ def parse(raw: Mapping[str, object]) -> dict[str, Any]:
         try:
             typed = _typed(key, text)
         except pydantic.ValidationError:
-            problems.append(f"{name}: expected {expected(key)}; received {text!r}{_did_you_mean(text, choices(key))}")
+            problems.append(
+                f"{name}: expected {expected(key)}; received {_clipped(text)!r}{_did_you_mean(text, choices(key))}"
+            )
             continue
         if key in values and values[key] != typed:
             problems.append(f"{name}: given twice, as {spelt[key]}={values[key]} and {name}={typed}; give it once")
@@ -276,9 +278,15 @@ def _fitting(problems: list[str], room: int = 900) -> str:
 
 
 def _unknown(name: str) -> str:
-    return f"{name}: no such hyperparameter{_did_you_mean(canonical(name), [*NAMES, *ALIASES])}"
+    return f"{_clipped(name)}: no such hyperparameter{_did_you_mean(canonical(name), [*NAMES, *ALIASES])}"
 
 
 def _did_you_mean(word: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f" (did you mean {ALIASES.get(close[0], close[0])}?)" if close else ""
+    spelt = {name.lower(): name for name in known}
+    close = difflib.get_close_matches(_clipped(word.lower()), list(spelt), n=1)
+    return f" (did you mean {ALIASES.get(close[0], spelt[close[0]])}?)" if close else ""
+
+
+def _clipped(text: str, limit: int = 80) -> str:
+    """Returns a text of the user's that leaves room for the rest of the message."""
+    return text if len(text) <= limit else text[:limit] + "..."

@@ -156,6 +156,8 @@ def _check_channels(folders: Mapping[str, Path]) -> None:
 
 def _handle(values: Mapping[str, Any], model_channel: Path | None) -> str:
     """Returns what names the backbone; a model channel counts before the hyperparameter's default."""
+    if model_channel is not None and "backbone" in values:
+        log.warning("the model channel %s is not used: backbone=%s is given", model_channel, values["backbone"])
     if model_channel is None or "backbone" in values:
         handle = str(values.get("backbone", Hyperparameters.model_fields["backbone"].default))
     else:
@@ -172,13 +174,13 @@ def _handle(values: Mapping[str, Any], model_channel: Path | None) -> str:
 
 def _in_model_channel(channel: Path) -> Path:
     """Returns the SavedModel's folder or archive that a model channel holds."""
-    if channel.is_file() or (channel / "saved_model.pb").is_file():
+    if (channel / "tf_finetune.json").is_file():
+        raise UsageError(f"model channel {channel} holds an earlier result; going on from one is not supported yet.")
+    if channel.is_file() or any(channel.glob("saved_model.pb*")) or any(channel.glob("*/saved_model.pb*")):
         return channel
     archives = [file for file in sorted(channel.glob("*")) if file.name.endswith(ARCHIVE_SUFFIXES)]
     if len(archives) == 1:
         return archives[0]
-    if (channel / "tf_finetune.json").is_file():
-        raise UsageError(f"model channel {channel} holds an earlier result; going on from one is not supported yet.")
     raise UsageError(
         f"model channel {channel} should be a SavedModel's folder, or hold one .tar.gz of it; received "
         f"{listed(file.name for file in sorted(channel.glob('*'))) or 'nothing'}."

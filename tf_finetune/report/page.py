@@ -6,6 +6,7 @@ draws place holders, so that neither its mathtext nor a glyph that its fonts lac
 
 from __future__ import annotations
 
+import functools
 import html
 import io
 import json
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import jinja2
     from markupsafe import Markup
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -34,6 +36,7 @@ STYLE = {"svg.fonttype": "none", "svg.hashsalt": "tf_finetune", "font.size": FON
 HEAT = (0.22, 0.46, 0.84)  # Red, green, blue in [0, 1]: seen on white and on black, more or less opaque.
 DARK_HEAT = 0.55  # The opacity from which white text is read better on it.
 
+UNKNOWN = "–"
 SOURCES = {"user": "set by you", "card": "backbone's card", "default": "default"}
 PARTS = {"validation": "Validation", "test": "Test"}
 
@@ -44,59 +47,66 @@ def render(record: Mapping[str, Any]) -> str:
     Args:
         record: What report.json holds. Whatever is missing in it is left out of the page.
     """
-    import jinja2
     import matplotlib.style
 
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.ChainableUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(percent=percent, duration=duration, value=value)
     names = [str(name) for name in record.get("class_names") or []]
     with matplotlib.style.context(["default", STYLE]):  # Whatever the user's own matplotlibrc says.
         parts = [part(record, name, names) for name in PARTS if (record.get("metrics") or {}).get(name)]
-        pictures = curves(record.get("history") or [])
-    page = environment.get_template("report.html.j2").render(
-        record=record,
-        names=names,
-        parts=parts,
-        curves=pictures,
-        settings=settings(record),
-        stages=stages(record.get("seconds") or {}),
-    )
+        curves = [learning_curve(record.get("history") or [], name) for name in ("accuracy", "loss")]
+    rows = {"settings": settings(record), "stages": stages(record.get("seconds") or {})}
+    page = template().render(record=record, names=names, parts=parts, curves=list(filter(None, curves)), **rows)
     # A folder's name may hold what is no Unicode text and could not be written as UTF-8.
     return page.encode("utf-8", "replace").decode("utf-8")
 
 
-def percent(fraction: float) -> str:
+@functools.cache
+def template() -> jinja2.Template:
+    """Returns the page's template, in which whatever a record lacks is left out."""
+    import jinja2
+
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.ChainableUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters.update(percent=percent, count=count, duration=duration)
+    return environment.get_template("report.html.j2")
+
+
+def percent(fraction: Any) -> str:
     """Returns a fraction in [0, 1] as a percentage that says 100 or 0 of nothing less and nothing more.
 
     >>> [percent(fraction) for fraction in (1, 0.9999, 0.1234, 0.0001, 0)]
     ['100.0 %', '99.9 %', '12.3 %', '0.1 %', '0.0 %']
     """
+    if not isinstance(fraction, int | float):
+        return UNKNOWN
     shown = fraction * 100
     if 0 < fraction < 1:
         shown = min(max(shown, 0.1), 99.9)
-    return f"{shown:.1f}\N{NO-BREAK SPACE}%"
+    return f"{shown:.1f} %"
 
 
-def duration(seconds: float) -> str:
+def count(number: Any) -> str:
+    """Returns a whole number with its thousands apart.
+
+    >>> count(12345)
+    '12,345'
+    """
+    return f"{number:,}" if isinstance(number, int | float) else UNKNOWN
+
+
+def duration(seconds: Any) -> str:
     """Returns seconds as people say them.
 
     >>> [duration(seconds) for seconds in (0.1234, 59.94, 125, 7325)]
     ['0.12 s', '59.9 s', '2 min 05 s', '2 h 02 min']
     """
-    if seconds < 10:
-        text = f"{seconds:.2f} s"
-    elif round(seconds, 1) < 60:
-        text = f"{seconds:.1f} s"
-    else:
-        minutes, rest = divmod(round(seconds), 60)
-        text = f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
-    return text.replace(" ", "\N{NO-BREAK SPACE}")
+    if not isinstance(seconds, int | float):
+        return UNKNOWN
+    if round(seconds, 1) < 60:
+        return f"{seconds:.1f} s" if seconds >= 10 else f"{seconds:.2f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def value(setting: Any) -> str:
@@ -105,23 +115,24 @@ def value(setting: Any) -> str:
     >>> [value(setting) for setting in (True, 1e-05, None, "adam", [1, 2])]
     ['true', '1e-05', 'none', 'adam', '[1, 2]']
     """
-    if setting is None:
-        return "none"
-    return setting if isinstance(setting, str) else json.dumps(setting, ensure_ascii=False, default=str)
+    if isinstance(setting, str):
+        return setting
+    return "none" if setting is None else json.dumps(setting, ensure_ascii=False, default=str)
 
 
 def part(record: Mapping[str, Any], name: str, class_names: Sequence[str]) -> dict[str, Any]:
     """Returns what the page says of one part of the data: "validation" or "test"."""
     metrics = record["metrics"][name]
     matrix = metrics.get("confusion_matrix") or []
-    count = sum(map(sum, matrix)) or (record.get("examples") or {}).get(name) or 0
-    right = sum(row[k] for k, row in enumerate(matrix)) if matrix else round((metrics.get("accuracy") or 0) * count)
+    class_names = [*class_names, *(f"class {k}" for k in range(len(class_names), len(matrix)))]
+    answered = sum(map(sum, matrix)) or (record.get("examples") or {}).get(name) or 0
+    right = sum(row[k] for k, row in enumerate(matrix)) if matrix else round((metrics.get("accuracy") or 0) * answered)
     return {
         "title": PARTS[name],
         "name": name,
         "metrics": metrics,
         "right": right,
-        "count": count,
+        "answered": answered,
         "matrix": confusion_picture(matrix, class_names, name),
         "named": len(matrix) <= LABELLED_CLASSES,
         "mistakes": mistakes(matrix, class_names),
@@ -129,14 +140,14 @@ def part(record: Mapping[str, Any], name: str, class_names: Sequence[str]) -> di
 
 
 def mistakes(matrix: Sequence[Sequence[int]], class_names: Sequence[str]) -> list[dict[str, Any]]:
-    """Returns the commonest mistakes, the most frequent first: true class, answer, count, and examples of the class."""
-    pairs = [
-        {"true": class_names[i], "answer": class_names[k], "count": count, "of": sum(row)}
+    """Returns the commonest mistakes, the most frequent first: true class, answer, times, and examples of the class."""
+    pairs: list[dict[str, Any]] = [
+        {"true": class_names[i], "answer": class_names[k], "times": times, "of": sum(row)}
         for i, row in enumerate(matrix)
-        for k, count in enumerate(row)
-        if i != k and count
+        for k, times in enumerate(row)
+        if i != k and times
     ]
-    return sorted(pairs, key=lambda pair: -pair["count"])[:SHOWN_MISTAKES]
+    return sorted(pairs, key=lambda pair: -pair["times"])[:SHOWN_MISTAKES]
 
 
 def settings(record: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -178,19 +189,19 @@ def confusion_picture(matrix: Sequence[Sequence[int]], class_names: Sequence[str
     counts = np.asarray(matrix, dtype=float)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     axes.imshow(np.dstack([*(np.full_like(shares, channel) for channel in HEAT), shares]), interpolation="none")
-    axes.set_xticks(np.arange(size + 1) - 0.5, minor=True)
-    axes.set_yticks(np.arange(size + 1) - 0.5, minor=True)
+    lines = np.arange(0, size + 1, 1 if named else size) - 0.5  # Between the classes, or round them all.
+    axes.set_xticks(lines, minor=True)
+    axes.set_yticks(lines, minor=True)
     axes.grid(which="minor", color=LINE, linewidth=0.6)
     if size <= COUNTED_CLASSES:
-        for (row, column), count in np.ndenumerate(counts.astype(int)):
-            colour = "white" if shares[row, column] >= DARK_HEAT else INK if count else MUTED
-            axes.text(column, row, f"{count}", ha="center", va="center", color=colour)
-    ticks = range(size) if named else []
-    held = [f"name-{k}" for k in ticks]
-    axes.set_xticks(ticks, held, rotation=90, ha="right", va="center", rotation_mode="anchor")
-    axes.set_yticks(ticks, held)
+        for (row, column), times in np.ndenumerate(counts.astype(int)):
+            colour = "white" if shares[row, column] >= DARK_HEAT else INK if times else MUTED
+            axes.text(column, row, f"{times}", ha="center", va="center", color=colour)
+    held = [f"name-{k}" for k in range(size if named else 0)]
+    axes.set_xticks(range(len(held)), held, rotation=90, ha="right", va="center", rotation_mode="anchor")
+    axes.set_yticks(range(len(held)), held)
     axes.tick_params(which="both", length=0, pad=5, labelcolor=INK)
-    middle = 1 - (0.05 + side / 2) / (margin + side + 0.05)
+    middle = (margin + side / 2) / (margin + side + 0.05)
     figure.text(middle, 0, "predicted class", ha="center", va="bottom", color=MUTED)
     figure.text(0, middle, "true class", ha="center", va="top", rotation=90, rotation_mode="anchor", color=MUTED)
     picture = svg(figure, f"confusion-{name}", "Confusion matrix: true classes down, predicted classes across")
@@ -216,12 +227,6 @@ def short(class_name: str) -> str:
     return name.rstrip() + "…"
 
 
-def curves(history: Sequence[Mapping[str, Any]]) -> list[Markup]:
-    """Returns the learning curves as SVG, first the accuracy and then the loss; none without epochs."""
-    pictures = [learning_curve(history, figure) for figure in ("accuracy", "loss")]
-    return [picture for picture in pictures if picture]
-
-
 def learning_curve(history: Sequence[Mapping[str, Any]], name: str) -> Markup | None:
     """Returns one figure over the epochs as SVG, or None where no epoch has it.
 
@@ -242,6 +247,8 @@ def learning_curve(history: Sequence[Mapping[str, Any]], name: str) -> Markup | 
         if points:
             marker = "o" if len(points) <= MARKED_EPOCHS else ""
             axes.plot(*zip(*points, strict=True), dashes, color=colour, label=label, marker=marker, markersize=3.5)
+    figures = [figure for points in lines.values() for _, figure in points]
+    axes.set_ylim((max(0, min(figures) - 0.05), 1.01) if name == "accuracy" else (0, 1.05 * max(figures) or 1))
     axes.set_title(name.capitalize(), loc="left", color=INK, fontweight="bold")
     axes.set_xlabel("epoch", color=MUTED)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
@@ -250,7 +257,7 @@ def learning_curve(history: Sequence[Mapping[str, Any]], name: str) -> Markup | 
     axes.yaxis.set_major_formatter(percents if name == "accuracy" else ScalarFormatter(useOffset=False))
     axes.grid(axis="y", color=LINE, linewidth=0.8)
     axes.tick_params(colors=MUTED, length=0)
-    axes.legend(frameon=False, labelcolor=INK)
+    axes.legend(frameon=False, labelcolor=INK, loc="lower right" if name == "accuracy" else "upper right")
     return svg(figure, f"curve-{name}", f"{name.capitalize()} over the epochs")
 
 
@@ -275,16 +282,14 @@ def svg(figure: Figure, name: str, description: str) -> Markup:
     """Returns a figure as an SVG element of the page: it has the page's colours, and ids of its own."""
     from markupsafe import Markup
 
-    def adapted(tag: re.Match[str]) -> str:
-        """Only tags are changed, for what stands between them may be anything."""
-        text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", tag[0])
-        return re.sub("|".join(COLOURS), lambda colour: COLOURS[colour[0]], text)
-
     stream = io.StringIO()
     figure.savefig(stream, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
-    inner = re.sub(r"^.*?<svg[^>]*>", "", stream.getvalue(), count=1, flags=re.DOTALL)
+    # matplotlib's own head goes, its style sheet too, which would hold for the whole page.
+    inner = re.sub(r"^.*?<svg[^>]*>(.*?</style>\s*</defs>)?", "", stream.getvalue(), count=1, flags=re.DOTALL)
+    inner = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", inner)
+    inner = re.sub("|".join(COLOURS), lambda colour: COLOURS[colour[0]], inner)
     width, height = (72 * inches for inches in figure.get_size_inches())
     # Not narrower than two thirds: on a phone it is moved sideways rather than made too small to read.
-    style = f"width: 100%; max-width: {width:.0f}pt; min-width: {min(width, max(0.67 * width, 200)):.0f}pt"
+    style = f"width: {width:.0f}pt; max-width: 100%; min-width: {0.67 * width:.0f}pt"
     head = f'<svg role="img" aria-label="{description}" viewBox="0 0 {width:.2f} {height:.2f}" style="{style}">'
-    return Markup(head + re.sub(r"<[^>]+>", adapted, inner))
+    return Markup(head + inner)

@@ -105,6 +105,7 @@ def fit(
     best, kept = Standing(), _weights(model)
     for epoch in range(1, plan.epochs + 1):
         loss, accuracy = _run_epoch(step, batches, plan, epoch, settings, progress)
+        _average_statistics(model, strategy)
         figures, score = _validate(answer, validation, settings, strategy)
         rate = float(rates(epoch * plan.steps_per_epoch - 1) if callable(rates) else rates)
         history.append({"epoch": epoch, "loss": loss, "accuracy": accuracy, **figures, "learning_rate": rate})
@@ -164,6 +165,19 @@ def _check_finite(results: list[tuple[tf.Tensor, ...]], number: int, epoch: int,
                 f"The loss became {float(result[0])} in epoch {epoch}, step {place}. Lower learning_rate (now "
                 f"{settings.learning_rate:g}), give warmup_steps_fraction=0.1, or set train_only_top_layer=True."
             )
+
+
+def _average_statistics(model: Classifier, strategy: tf.distribute.Strategy) -> None:
+    """Gives all replicas the mean of what each assigned for itself in training: batch norm's moving statistics.
+
+    Otherwise an example's answer would depend on the replica, and the first one's statistics alone be exported.
+    """
+    if strategy.num_replicas_in_sync == 1 or not model.backbone.trainable:
+        return
+    moved = [variable for variable in model.backbone.non_trainable_variables if variable.value.dtype.is_floating]
+    copies = strategy.run(lambda: [tf.identity(variable.value) for variable in moved])
+    for variable, copy in zip(moved, copies, strict=True):
+        variable.assign(strategy.reduce("MEAN", copy, axis=None))
 
 
 def _weights(model: Classifier) -> list[np.ndarray]:

@@ -1,0 +1,60 @@
+"""The README's commands and its Python, run as they stand; its generated parts."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests import builders, readme
+
+TEXT = readme.README.read_text(encoding="utf-8")
+COLOURS = {"daisy": (255, 255, 255), "roses": (200, 0, 30), "tulips": (250, 160, 0)}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    place = tmp_path_factory.mktemp("readme")
+    builders.write_class_folders(place / "photos", per_class=8, colours=COLOURS)
+    for photo in (place / "photos").glob("*/*.png"):
+        photo.rename(photo.with_suffix(".jpg"))  # Decoders go by the content.
+    return place
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", TEXT, flags=re.DOTALL)
+
+
+def test_commands_of_the_readme_run_as_they_stand(folder):
+    commands = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("tf-finetune ")]
+    assert [shlex.split(command)[1] for command in commands] == ["train", "predict", "evaluate"]
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    for command in commands:
+        done = subprocess.run(
+            shlex.split(command), cwd=folder, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+
+
+def test_python_of_the_readme_runs_as_it_stands(folder):
+    (source,) = blocks("python")
+    done = subprocess.run([sys.executable, "-c", source], cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] in COLOURS
+
+
+def test_make_targets_of_the_readme_exist():
+    makefile = (readme.ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"make ([a-z]+)", TEXT))
+    assert {"demo", "test", "check", "soak"} <= targets
+    for target in targets:
+        assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
+
+
+def test_generated_parts_of_the_readme_are_current():
+    assert readme.current(TEXT) == TEXT
