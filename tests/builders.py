@@ -145,9 +145,7 @@ def save_convolution_backbone(folder: Path, penalty: float = 0.01, channels: int
 
     loss = tf.function(lambda: penalty * tf.reduce_sum(kernel**2), input_signature=[])
     lists = {name: [kernel, bias] for name in ("variables", "trainable_variables")}
-    return save_reusable(
-        folder, call, {"training": True}, {"training": False}, regularization_losses=[loss], **lists
-    )
+    return save_reusable(folder, call, {"training": True}, {"training": False}, regularization_losses=[loss], **lists)
 
 
 def save_statistics_backbone(folder: Path) -> Path:

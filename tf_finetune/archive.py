@@ -112,15 +112,27 @@ def unpack(archive: Path, folder: Path, *, max_bytes: int = MAX_BYTES, max_membe
     folder = Path(os.path.abspath(folder))
     aside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
     try:
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise ExportError(f"{archive} cannot be unpacked: expected no or an empty folder at {folder}. Remove it.")
-        aside.mkdir(parents=True)
-        with archive.open("rb") as raw:
-            stream = gzip.GzipFile(fileobj=raw) if raw.peek(2).startswith(_GZIP_MAGIC) else raw
-            _unpack(_Reader(cast(BinaryIO, stream), max_bytes), aside, max_members)
-        if folder.exists():
-            folder.rmdir()
-        aside.rename(folder)
+        with _explained(archive, folder):
+            if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+                raise ExportError(
+                    f"{archive} cannot be unpacked: expected no or an empty folder at {folder}. Remove it."
+                )
+            aside.mkdir(parents=True)
+            with archive.open("rb") as raw:
+                stream = gzip.GzipFile(fileobj=raw) if raw.peek(2).startswith(_GZIP_MAGIC) else raw
+                _unpack(_Reader(cast(BinaryIO, stream), max_bytes), aside, max_members)
+            if folder.exists():
+                folder.rmdir()
+            aside.rename(folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _explained(archive: Path, folder: Path) -> Iterator[None]:
+    """Turns what goes wrong while unpacking into an ExportError that says what to do."""
+    try:
+        yield
     except _RefusedError as error:
         raise ExportError(
             f"{archive} {error}. Expected a tarball of plain files and folders, such as `tar -czf model.tar.gz -C "
@@ -136,8 +148,6 @@ def unpack(archive: Path, folder: Path, *, max_bytes: int = MAX_BYTES, max_membe
             f"{archive} could not be unpacked into {folder}: {error.strerror or error}. "
             "Expected a readable .tar.gz, .tgz or .tar and a folder with enough room. Check both."
         ) from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 class _Reader:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from tf_finetune import __version__, environment
-from tf_finetune.errors import FinetuneError, UsageError, shortened
+from tf_finetune.errors import FinetuneError, UsageError, listed, shortened
 
 log = logging.getLogger("tf_finetune")
 
@@ -63,7 +63,7 @@ def _failed(message: str, code: int, in_job: bool) -> int:
         try:
             place = environment.failure_file()
             if place is not None:
-                place.write_text(message, encoding="utf-8")
+                place.write_text(message, encoding="utf-8", errors="backslashreplace")
         except OSError as error:  # A folder /opt/ml of someone else's, as on a notebook server.
             log.info("The message is on standard error only: %s", error)
     return code
@@ -141,9 +141,8 @@ def _train(flags: argparse.Namespace, rest: Sequence[str]) -> int:
     given = _hyperparameters_given(flags, rest, place)
     for name, reason in place.ignored.items():
         log.info("%s is ignored: %s", name, reason)
-    channels: dict[str, Any] = {}
-    for channel in CHANNELS:
-        channels[channel] = getattr(flags, channel) or place.channels.get(channel)
+    typed = {channel: getattr(flags, channel) for channel in CHANNELS if getattr(flags, channel)}
+    channels: dict[str, Any] = {**place.channels, **typed}
     from tf_finetune import job
 
     planned = job.plan(
@@ -174,21 +173,21 @@ def _hyperparameters_given(
     """Returns SageMaker's hyperparameters, overridden by the command line's; unknown flags are among them."""
     typed = {name[3:]: values[-1] for name, values in vars(flags).items() if name.startswith("hp:") and values}
     typed.update(_pairs(rest))
-    given = dict(place.hyperparameters)
     from tf_finetune import hyperparameters
 
+    canonical = hyperparameters.canonical
+    # SageMaker's toolkit drops an empty value and keeps its flag; the empty value itself is in its JSON.
+    empty = {canonical(name) for name, value in place.hyperparameters.items() if value in ("", None)}
+    overridden = {canonical(name) for name, value in typed.items() if value != BARE or canonical(name) not in empty}
+    given = {name: value for name, value in place.hyperparameters.items() if canonical(name) not in overridden}
     for name, value in typed.items():
         reason = environment.reason_to_ignore(name)
         if reason:
             log.info("--%s is ignored: %s", name, reason)
             continue
-        # SageMaker's toolkit drops an empty value and keeps its flag; the empty value itself is in its JSON.
-        if value == BARE and place.on_sagemaker:
-            continue
-        for other in [key for key in given if hyperparameters.canonical(key) == hyperparameters.canonical(name)]:
-            del given[other]
-        bare = "True" if hyperparameters.is_switch(name) else "nothing"
-        given[name] = bare if value == BARE else value
+        if canonical(name) in overridden:
+            bare = "True" if hyperparameters.is_switch(name) else "nothing"
+            given[name] = bare if value == BARE else value
     return given
 
 
@@ -235,6 +234,7 @@ def _demo(flags: argparse.Namespace, rest: Sequence[str]) -> int:
 
 
 def _predict(flags: argparse.Namespace, rest: Sequence[str]) -> int:
+    _check_existence(flags.archive, *flags.inputs)
     from tf_finetune import predictor
 
     model = predictor.load(flags.archive)
@@ -245,10 +245,18 @@ def _predict(flags: argparse.Namespace, rest: Sequence[str]) -> int:
 
 
 def _evaluate(flags: argparse.Namespace, rest: Sequence[str]) -> int:
+    _check_existence(flags.archive, flags.channel)
     from tf_finetune import predictor
 
     print(json.dumps(predictor.evaluate(predictor.load(flags.archive), flags.channel), indent=2, ensure_ascii=False))
     return 0
+
+
+def _check_existence(*places: str) -> None:
+    """Raises UsageError where there is nothing, before the seconds that TensorFlow takes to be imported."""
+    missing = [place for place in places if not os.path.exists(place)]
+    if missing:
+        raise UsageError(f"There is no such file or folder: {listed(missing)}. Check the path.")
 
 
 def _backbones(flags: argparse.Namespace, rest: Sequence[str]) -> int:
@@ -265,9 +273,19 @@ def _hyperparameters(flags: argparse.Namespace, rest: Sequence[str]) -> int:
     return 0
 
 
+class _CurrentStandardError:
+    """Standard error as it is at each write: progress bars put themselves in its place to stay below the lines."""
+
+    def write(self, text: str) -> int:
+        return sys.stderr.write(text)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
 def _start_log() -> None:
     """Sends the package's log to standard error, a line each, at once."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = logging.StreamHandler(_CurrentStandardError())
     handler.setFormatter(logging.Formatter("%(message)s"))
     log.handlers = [handler]
     log.setLevel(logging.INFO)

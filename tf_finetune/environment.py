@@ -68,7 +68,7 @@ def read(environ: Mapping[str, str] = os.environ) -> Environment:
     on_sagemaker = any(name in environ for name in ("SM_HPS", "SM_MODEL_DIR", "SM_TRAINING_ENV")) or config.is_dir()
     given = _json("SM_HPS", environ, config / "hyperparameters.json", {}, dict)
     resources = _json("SM_RESOURCE_CONFIG", environ, config / "resourceconfig.json", {}, dict)
-    hosts = tuple(_json("SM_HOSTS", environ, None, resources.get("hosts", ["localhost"]), list))
+    hosts = tuple(_json("SM_HOSTS", environ, None, resources.get("hosts"), list) or ["localhost"])
     num_gpus = environ.get("SM_NUM_GPUS", "")
     return Environment(
         on_sagemaker=on_sagemaker,
@@ -125,7 +125,9 @@ def _base(environ: Mapping[str, str]) -> Path:
 def _channels(environ: Mapping[str, str], data: Path) -> dict[str, Path]:
     prefix = "SM_CHANNEL_"
     named = {
-        name.removeprefix(prefix).lower(): Path(place) for name, place in environ.items() if name.startswith(prefix)
+        name.removeprefix(prefix).lower(): Path(place)
+        for name, place in environ.items()
+        if name.startswith(prefix) and place
     }
     if named or not data.is_dir():
         return named
@@ -134,10 +136,11 @@ def _channels(environ: Mapping[str, str], data: Path) -> dict[str, Path]:
 
 def _json(variable: str, environ: Mapping[str, str], file: Path | None, default: Any, kind: type) -> Any:
     """Returns the JSON value of a variable, else of a file, else the default."""
+    text: str | bytes
     if environ.get(variable):
         text, place = environ[variable], variable
     elif file is not None and file.is_file():
-        text, place = file.read_text(encoding="utf-8"), str(file)
+        text, place = file.read_bytes(), str(file)
     else:
         return default
     try:
@@ -145,5 +148,6 @@ def _json(variable: str, environ: Mapping[str, str], file: Path | None, default:
     except ValueError as error:
         raise UsageError(f"{place} is not valid JSON: {error}. Expected what SageMaker writes there.") from None
     if not isinstance(value, kind):
-        raise UsageError(f"{place} should hold a JSON {kind.__name__}; received {text[:100]!r}.")
+        noun = "object" if kind is dict else "array"
+        raise UsageError(f"{place} should hold a JSON {noun}, as SageMaker writes it; received {str(value)[:100]}.")
     return value

@@ -90,7 +90,6 @@ def read_class_folders(channel: Path, class_names: Sequence[str] | None = None, 
         )
     paths = [path for folder in sorted(found) for path in found[folder]]
     labels = [class_names.index(folder) for folder in sorted(found) for _ in found[folder]]
-    _check_names(paths)
     if not paths:
         raise DataError(f"{name} channel {channel} holds no photos. Expected {_suffixes()} files in class folders.")
     items = [
@@ -117,6 +116,11 @@ def class_folders(channel: Path, name: str = TRAINING) -> dict[str, Path]:
         raise DataError(
             f"{name} channel {channel} has no class folders. Expected one folder per class that holds {_suffixes()} "
             f"files, such as {channel.name}/roses/1.jpg. Received: {_count(files, 'file')}, no folders."
+        )
+    strange = [repr(folder) for folder in folders if not _is_unicode(folder)]
+    if strange:
+        raise DataError(
+            f"{name} channel {channel} has class folders whose names are not UTF-8: {listed(strange)}. Rename them."
         )
     loose = [entry.name for entry in entries if entry.is_file() and _is_photo(entry.name) and entry.name[0] != "."]
     if loose:
@@ -207,7 +211,7 @@ def _repair(
 
 def write_split(file: Path, parts: Mapping[str, Examples]) -> None:
     """Writes which example is in which part: columns split, id, label (class name), sha256."""
-    with file.open("w", newline="", encoding="utf-8") as stream:
+    with file.open("w", newline="", encoding="utf-8", errors="backslashreplace") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(["split", "id", "label", "sha256"])
         rows = [
@@ -257,16 +261,6 @@ def _refuse(error: OSError) -> None:
     raise DataError(f"{error.filename} cannot be read: {error.strerror}. Mend or remove the folder.")
 
 
-def _check_names(paths: Iterable[Path]) -> None:
-    """Raises DataError where a path is not UTF-8, which neither TensorFlow nor the reports could write."""
-    names = (os.fsencode(path) for path in paths)
-    bad = [text for name in names if (text := name.decode("utf-8", "backslashreplace")).encode() != name]
-    if bad:
-        raise DataError(
-            f"{_count(len(bad), 'photo')} whose path is not UTF-8: {listed(bad)}. Rename the file or folder."
-        )
-
-
 def _digests(paths: Iterable[Path]) -> list[str]:
     """Returns the SHA-256 of each file's bytes; reading and hashing release the interpreter, so threads help."""
 
@@ -278,6 +272,13 @@ def _digests(paths: Iterable[Path]) -> list[str]:
 
     with concurrent.futures.ThreadPoolExecutor(min(16, 2 * (os.cpu_count() or 1))) as pool:
         return list(pool.map(digest, paths))
+
+
+def _is_unicode(name: str) -> bool:
+    try:
+        return bool(name.encode("utf-8"))
+    except UnicodeEncodeError:  # Bytes of another encoding, which Python carries as lone surrogates.
+        return False
 
 
 def _is_photo(name: str) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -18,8 +19,8 @@ from tf_finetune.examples import Examples
 from tf_finetune.hyperparameters import Hyperparameters
 
 INPUT_NAME = "bytes_inputs"
-# From this reduction on, resizing without antialiasing skips pixels; below it antialiasing changes little and takes
-# four times as long. "nearest" and "area" do not change by it.
+# From this reduction of the sides on (the mean of both), resizing without antialiasing skips pixels; below it
+# antialiasing changes little and takes four times as long. "nearest" and "area" do not change by it.
 ANTIALIAS_FROM = 2
 DEFAULT_SIZE = 224  # Pixels; what most image backbones were trained on.
 
@@ -58,7 +59,7 @@ def prepare(content: tf.Tensor, preprocessing: Preprocessing) -> tf.Tensor:
     pixels.set_shape([None, None, 3])
     pixels = tf.cast(pixels, tf.float32)
     resized = tf.cond(
-        tf.reduce_min(tf.shape(pixels)[:2]) >= ANTIALIAS_FROM * preprocessing.image_size,
+        tf.reduce_prod(tf.shape(pixels)[:2]) >= (ANTIALIAS_FROM * preprocessing.image_size) ** 2,
         lambda: _resized(pixels, preprocessing, antialias=True),
         lambda: _resized(pixels, preprocessing, antialias=False),
     )
@@ -95,7 +96,7 @@ def loader(
     Returns:
         A function of an example's index, int64 [], and a random seed, int32 [2], to its float32 [H, W, 3].
     """
-    paths = tf.constant([str(example.path) for example in examples.items] or [""])
+    paths = tf.constant([os.fsencode(example.path) for example in examples.items] or [b""])
     distorted = settings is not None and settings.augmentation
 
     def load(index: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
@@ -159,7 +160,7 @@ def check_readable(parts: Iterable[Examples], preprocessing: Preprocessing) -> N
     Raises:
         DataError: Lists the photos that TensorFlow cannot decode.
     """
-    paths = sorted({str(example.path) for part in parts for example in part.items})
+    paths = sorted({os.fsencode(example.path) for part in parts for example in part.items})
 
     def brightness(path: tf.Tensor) -> tf.Tensor:  # Of the pixels, or nothing would have to be decoded.
         return tf.reduce_sum(prepare(tf.io.read_file(path), preprocessing))
@@ -171,7 +172,7 @@ def check_readable(parts: Iterable[Examples], preprocessing: Preprocessing) -> N
         try:
             next(iterator)
         except tf.errors.OpError:
-            broken.append(path)
+            broken.append(os.fsdecode(path))
     if broken:
         raise DataError(
             f"{len(broken):,} of {len(paths):,} files cannot be decoded as photos: {listed(broken)}. Expected whole "

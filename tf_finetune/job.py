@@ -7,12 +7,12 @@ import logging
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from tf_finetune import catalog, examples, hyperparameters
-from tf_finetune.errors import FinetuneError, UsageError, listed
+from tf_finetune.errors import MESSAGE_LIMIT, FinetuneError, UsageError, listed, shortened
 from tf_finetune.hyperparameters import Hyperparameters
 
 log = logging.getLogger(__name__)
@@ -99,13 +99,18 @@ def plan(
             return action()
         except FinetuneError as error:
             problems.append(error)
-            return None
+        except OSError as error:  # A path that is too long, or that may not be looked into.
+            problems.append(UsageError(f"{error.filename} cannot be used: {error.strerror}. Give another path."))
+        return None
 
     folders = {channel: Path(place) for channel, place in channels.items() if place}
     values = tried(lambda: hyperparameters.parse(given))
-    tried(lambda: _check_channels(folders))
-    handle = tried(lambda: _handle(values or {}, folders.get("model")))
-    card = catalog.find(handle) if handle and not Path(handle).exists() else None
+    classes = tried(lambda: _classes(folders))
+    for other in [channel for channel in ("validation", "test") if channel in folders]:
+        tried(lambda other=other: _check_channel(folders[other], other, classes))  # type: ignore[misc]
+    asked = {key: value for key, value in given.items() if hyperparameters.canonical(key) == "backbone"}
+    handle = tried(lambda: _handle(hyperparameters.parse(asked), folders.get("model")))
+    card = catalog.find(handle) if handle and not _exists(handle) else None
     name = tried(lambda: _name(name, folders.get("training")))
     if replicas is not None and replicas < 1:
         problems.append(UsageError(f"--replicas: expected an integer of 1 or more; received {replicas}"))
@@ -141,17 +146,22 @@ def warn_of_settings_without_effect(job: Job) -> list[str]:
     return lines
 
 
-def _check_channels(folders: Mapping[str, Path]) -> None:
-    """Looks at folder names only; photos are looked at later."""
+def _classes(folders: Mapping[str, Path]) -> list[str]:
+    """Returns the training classes, by folder names only; photos are looked at later."""
     if "training" not in folders:
         raise UsageError(
             f"There is no training channel; received {listed(folders) or 'no channels'}. Give a folder of class "
             "folders: --training FOLDER, or the channel `training` on SageMaker."
         )
-    classes = examples.training_classes(folders["training"])
-    for channel in ("validation", "test"):
-        if channel in folders:
-            examples.check_classes(folders[channel], sorted(classes), channel)
+    return sorted(examples.training_classes(folders["training"]))
+
+
+def _check_channel(folder: Path, name: str, classes: Sequence[str] | None) -> None:
+    """Reads a channel's folder names against the training classes, or alone where those are not known."""
+    if classes is None:
+        examples.class_folders(folder, name)
+    else:
+        examples.check_classes(folder, classes, name)
 
 
 def _handle(values: Mapping[str, Any], model_channel: Path | None) -> str:
@@ -163,13 +173,17 @@ def _handle(values: Mapping[str, Any], model_channel: Path | None) -> str:
     else:
         handle = str(_in_model_channel(model_channel))
     is_remote = handle.startswith(("http://", "https://", "s3://"))
-    if not is_remote and not Path(handle).exists() and catalog.find(handle) is None:
+    if not is_remote and not _exists(handle) and catalog.find(handle) is None:
         close = catalog.suggestions(handle)
         hint = f" Did you mean {listed(close)}?" if close else ""
         raise UsageError(
             f"backbone {handle} is neither a folder, an archive, a URL nor an id of `tf-finetune backbones`.{hint}"
         )
     return handle
+
+
+def _exists(handle: str) -> bool:
+    return os.path.exists(os.path.expanduser(handle))
 
 
 def _in_model_channel(channel: Path) -> Path:
@@ -212,24 +226,35 @@ def _destination(
         return Destination(None, model_dir, data)
     if str(output or "").startswith(("s3://", "https://", "http://")):
         raise UsageError(f"--output {output}: only folders are supported yet.")
-    place = Path(output or DEFAULT_OUTPUT).absolute() / name / "output"
-    for channel in channels:
-        if channel.is_dir() and place.is_relative_to(channel.absolute()):
-            raise UsageError(f"--output {output}: it lies inside the channel {channel}, whose data it would become.")
+    output = output or DEFAULT_OUTPUT
+    place = Path(output).absolute() / name / "output"
+    real = Path(os.path.realpath(place))
+    for channel in filter(os.path.isdir, channels):
+        source = Path(os.path.realpath(channel))
+        if real.is_relative_to(source):
+            raise UsageError(
+                f"--output {output}: results in {place} would lie inside the channel {channel} and become its data. "
+                "Give another --output."
+            )
+        if source.is_relative_to(real):
+            raise UsageError(
+                f"--output {output}: results would replace {place}, which holds the channel {channel}. "
+                "Give another --output or --model-name."
+            )
     _check_writable(place)
     return Destination(place / "model.tar.gz", None, place / "data")
 
 
 def _check_writable(folder: Path) -> None:
-    """Makes and removes a folder in the nearest ancestor that exists, which leaves nothing behind.
+    """Makes and removes such a folder in the nearest ancestor that exists, which leaves nothing behind.
 
     Raises:
         UsageError: That cannot be done.
     """
     nearest = next((place for place in (folder, *folder.parents) if os.path.lexists(place)), folder)
     try:
-        with tempfile.TemporaryDirectory(dir=nearest, prefix=".tf-finetune-"):
-            pass
+        with tempfile.TemporaryDirectory(dir=nearest, prefix=".tf-finetune-") as tried:
+            Path(tried, *folder.parts[len(nearest.parts) :]).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(
             f"The output place {folder} cannot be written: {nearest}: {error.strerror}. Give another --output."
@@ -239,4 +264,7 @@ def _check_writable(folder: Path) -> None:
 def _combined(problems: list[FinetuneError]) -> FinetuneError:
     if len(problems) == 1:
         return problems[0]
-    return UsageError(" ".join(f"({number}) {problem}" for number, problem in enumerate(problems, start=1)))
+    texts = [str(problem) for problem in problems]
+    if sum(map(len, texts)) > MESSAGE_LIMIT - 50:  # What is cut off is then the end of the longest.
+        texts.sort(key=len)
+    return UsageError(shortened(" ".join(f"({number}) {text}" for number, text in enumerate(texts, start=1))))

@@ -256,6 +256,7 @@ def export_and_prove(
         difference = None if given is None else export.check_accelerator(given, expected)
     proved = write_model(staged, task, on_cpu, preprocessing, parts["training"].class_names)
     files = [str(example.path.absolute()) for example in sample.items]
+    log.info("proving the archive: a fresh process answers %d examples by it", len(sample))
     largest = export.check_parity(proved, {"files": files}, expected)
     return {"examples": len(sample), "largest_difference": largest, "accelerator_difference": difference}
 

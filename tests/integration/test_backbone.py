@@ -65,9 +65,7 @@ def test_a_frozen_backbone_is_bit_identical_after_training(batch_norm_backbone, 
     photos, labels = builders.coloured_arrays(7)
     model = builders.make_classifier(batch_norm_backbone, settings)
     before = values(model.backbone.loaded.__call__.concrete_functions[0].variables)
-    model, fitted = builders.train(
-        batch_norm_backbone, builders.array_source(photos, labels, settings), None, settings
-    )
+    model, fitted = builders.train(batch_norm_backbone, builders.array_source(photos, labels, settings), None, settings)
     assert len(before) == 6
     assert all(is_same(before, values(model.backbone.loaded.__call__.concrete_functions[0].variables)))
     assert fitted.history[-1]["loss"] < fitted.history[0]["loss"]  # The head did train.

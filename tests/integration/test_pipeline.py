@@ -207,7 +207,7 @@ def test_train_says_nothing_but_its_own_lines(tmp_path, backbone, photos):
     command += ["--backbone", str(backbone), "--output", str(tmp_path), "--model-name", "quiet", "--momentum", "0.5"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     lines = done.stderr.splitlines()
-    assert [line.split(" ")[0] for line in lines] == ["backbone", "momentum", "data:", "pixel", "epoch"]
+    assert [line.split(" ")[0] for line in lines] == ["backbone", "momentum", "data:", "pixel", "epoch", "proving"]
     assert "momentum has no effect: optimizer is adam" in lines[1]
     assert [line.split(":")[0] for line in done.stdout.splitlines()] == ["validation accuracy", "archive", "report"]
 

@@ -320,9 +320,7 @@ def test_patience_counts_from_the_last_change_beyond_min_delta():
 def test_progress_is_told_to_the_last_step(mean_backbone):
     told = []
     settings = builders.plain_settings(epochs=2, batch_size=1)
-    builders.train(
-        mean_backbone, feature_source(25), None, settings, progress=lambda *news: told.append(news)
-    )
+    builders.train(mean_backbone, feature_source(25), None, settings, progress=lambda *news: told.append(news))
     assert told == [("training", done, 50) for done in (20, 25, 45, 50)]
 
 

@@ -81,7 +81,7 @@ def test_photos_are_read_with_class_path_and_digest(tmp_path):
         "a/.DS_Store",
         "a/.hidden.jpg",
         ".DS_Store",
-        "._a",
+        "._1.jpg",
         "README.txt",
         "labels.csv",
     ],
@@ -185,13 +185,19 @@ def test_a_folder_that_cannot_be_read_is_named_and_not_passed_over(tmp_path):
         examples.read_class_folders(tmp_path)
 
 
-def test_a_name_that_is_no_text_is_named(tmp_path):
+def test_photos_may_have_names_in_another_encoding_but_classes_may_not(tmp_path):
     write_files(tmp_path, {"a/1.jpg": b"1", "b/2.jpg": b"2"})
+    latin = os.fsdecode(b"caf\xe9")
     try:
-        Path(os.fsdecode(os.fsencode(tmp_path / "b") + b"/caf\xe9.jpg")).write_bytes(b"3")
+        write_files(tmp_path, {f"b/{latin}.jpg": b"3"})
     except OSError:
         pytest.skip("this file system takes names in UTF-8 only")
-    with pytest.raises(DataError, match=r"1 photo whose path is not UTF-8: .*/b/caf\\xe9\.jpg\. Rename"):
+    found = examples.read_class_folders(tmp_path)
+    assert f"b/{latin}.jpg" in {item.id for item in found.items}
+    examples.write_split(tmp_path / "split.csv", {"training": found})
+    assert "b/caf\\udce9.jpg" in (tmp_path / "split.csv").read_text(encoding="utf-8")
+    write_files(tmp_path, {f"{latin}/4.jpg": b"4"})
+    with pytest.raises(DataError, match=r"class folders whose names are not UTF-8: 'caf\\udce9'\. Rename"):
         examples.read_class_folders(tmp_path)
 
 

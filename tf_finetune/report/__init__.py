@@ -52,7 +52,7 @@ def write_predictions(
         probabilities: float32 [N, K]; written with 9 significant digits, which give back the same float32.
         class_names: The K class names.
     """
-    with file.open("w", newline="", encoding="utf-8") as stream:
+    with file.open("w", newline="", encoding="utf-8", errors="backslashreplace") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(["id", "label", "predicted_label", *class_names])
         for example_id, label, row in sorted(zip(ids, labels, probabilities, strict=True), key=lambda item: item[0]):
