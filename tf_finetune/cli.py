@@ -57,13 +57,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _failed(message: str, code: int, in_job: bool) -> int:
-    message = shortened(message)
+    message = shortened(message.encode("utf-8", "backslashreplace").decode())
     print(f"tf-finetune: {message}", file=sys.stderr)
     if in_job:
         try:
             place = environment.failure_file()
             if place is not None:
-                place.write_text(message, encoding="utf-8", errors="backslashreplace")
+                place.write_text(message, encoding="utf-8")
         except OSError as error:  # A folder /opt/ml of someone else's, as on a notebook server.
             log.info("The message is on standard error only: %s", error)
     return code
