@@ -110,7 +110,8 @@ def plan(
         tried(lambda other=other: _check_channel(folders[other], other, classes))  # type: ignore[misc]
     asked = {key: value for key, value in given.items() if hyperparameters.canonical(key) == "backbone"}
     handle = tried(lambda: _handle(hyperparameters.parse(asked), folders.get("model")))
-    card = catalog.find(handle) if handle and not _exists(handle) else None
+    # A catalog id is one word; ./word is a folder that happens to be called so.
+    card = catalog.find(handle) if handle and os.sep not in handle else None
     name = tried(lambda: _name(name, folders.get("training")))
     if replicas is not None and replicas < 1:
         problems.append(UsageError(f"--replicas: expected an integer of 1 or more; received {replicas}"))
@@ -242,6 +243,11 @@ def _destination(
                 "Give another --output or --model-name."
             )
     _check_writable(place)
+    if place.is_dir() and any(place.iterdir()) and not (place / "model.tar.gz").is_file():
+        raise UsageError(
+            f"--output {output}: {place} holds something else than an earlier result. Give another --output or "
+            "--model-name."
+        )
     return Destination(place / "model.tar.gz", None, place / "data")
 
 
