@@ -129,7 +129,7 @@ def _add_train(commands: Any) -> None:
     rows = train.add_argument_group("hyperparameters (hyphens or underscores)")
     for row in hyperparameters.table():
         names = dict.fromkeys([f"--{row['name'].replace('_', '-')}", f"--{row['name']}"])
-        default = f"default: {row['default']}" if row["default"] else "default: empty"
+        default = f"default: {row['default'] or 'empty'}" + (f", texts: {row['text_default']}" * bool(row["text_default"]))
         help_text = f"{row['meaning']} ({row['accepts']}; {default})".replace("%", "%%")
         rows.add_argument(
             *names, dest=f"hp:{row['name']}", metavar="VALUE", nargs="?", const=BARE, action="append", help=help_text

@@ -53,7 +53,7 @@ def write_saved_model(
 
     # The SavedModel keeps only what hangs on the saved object: the backbone with its tables, and all variables.
     served = tf.Module()
-    served.backbone = model.backbone.loaded
+    served.backbone = [model.backbone.loaded, getattr(model.backbone, "loaded_preprocessor", None)]
     served.weights = [variable.value for variable in [*model.backbone.variables, *model.head.variables]]
     with _quiet_saving():
         tf.saved_model.save(served, str(folder), signatures={"serving_default": serve})

@@ -28,13 +28,34 @@ ALIASES = {
     "eps": "epsilon",
 }
 ADDED = frozenset(
-    {"backbone", "image_size", "pixel_range", "class_weight", "schedule", "warmup_steps_fraction", "min_accuracy"}
+    {
+        "backbone",
+        "image_size",
+        "pixel_range",
+        "max_sequence_length",
+        "preprocessor",
+        "class_weight",
+        "schedule",
+        "warmup_steps_fraction",
+        "min_accuracy",
+    }
 )
 
 
-def _field(default: Any, description: str, **used_when: tuple[Any, ...]) -> Any:
-    """Returns a row of the table; `used_when` names the settings without which the row has no effect."""
-    return pydantic.Field(default, description=description, json_schema_extra={"used_when": used_when})  # type: ignore[dict-item]
+def _field(
+    default: Any, description: str, *, task: str | None = None, text: Any = None, **used_when: tuple[Any, ...]
+) -> Any:
+    """Returns a row of the table.
+
+    Args:
+        default: Its default, for photos at least.
+        description: Its meaning.
+        task: The only task that it is for: "image" or "text".
+        text: Its default for texts where that is another.
+        **used_when: The settings without which it has no effect.
+    """
+    extra = {"task": task, "text_default": default if text is None else text, "used_when": used_when}
+    return pydantic.Field(default, description=description, json_schema_extra=extra)  # type: ignore[arg-type]
 
 
 class Hyperparameters(pydantic.BaseModel):
@@ -45,27 +66,28 @@ class Hyperparameters(pydantic.BaseModel):
     backbone: str = _field(
         "efficientnet-lite0",
         "the pretrained model: an id of `tf-finetune backbones`, a folder or .tar.gz of a SavedModel, or a hub URL",
+        text="universal-sentence-encoder-multilingual",
     )
     train_only_top_layer: bool = _field(True, "train the head only and leave the backbone as it is")
-    epochs: Count = _field(5, "passes over the training examples")
+    epochs: Count = _field(5, "passes over the training examples", text=10)
     learning_rate: Fraction = _field(0.001, "step size of the optimizer")
     batch_size: Count = _field(32, "examples per step, over all devices together")
-    optimizer: Literal["adam", "sgd", "nesterov", "rmsprop", "adagrad", "adadelta"] = _field(
-        "adam", "how the weights are updated"
+    optimizer: Literal["adam", "adamw", "sgd", "nesterov", "rmsprop", "adagrad", "adadelta"] = _field(
+        "adam", "how the weights are updated; adamw decays all but biases and norms by 0.01"
     )
     schedule: Literal["constant", "cosine"] = _field("constant", "learning rate after the warm-up")
     warmup_steps_fraction: Fraction = _field(
-        0.0, "share of all steps in which the learning rate rises from 0 to learning_rate"
+        0.0, "share of all steps in which the learning rate rises from 0 to learning_rate; 0.1 for texts with adamw"
     )
-    momentum: Fraction = _field(0.9, "momentum of the optimizer", optimizer=("sgd", "nesterov", "rmsprop"))
-    beta_1: Fraction = _field(0.9, "decay of the first moment", optimizer=("adam",))
-    beta_2: Fraction = _field(0.999, "decay of the second moment", optimizer=("adam",))
-    epsilon: Fraction = _field(1e-7, "keeps divisions stable", optimizer=("adam", "rmsprop", "adagrad", "adadelta"))
+    momentum: Fraction = _field(0.9, "momentum of the optimizer; rmsprop uses it for photos only", optimizer=("sgd", "nesterov", "rmsprop"))
+    beta_1: Fraction = _field(0.9, "decay of the first moment", optimizer=("adam", "adamw"))
+    beta_2: Fraction = _field(0.999, "decay of the second moment", optimizer=("adam", "adamw"))
+    epsilon: Fraction = _field(1e-7, "keeps divisions stable", optimizer=("adam", "adamw", "rmsprop", "adagrad", "adadelta"))
     rho: Fraction = _field(0.95, "decay of the squared gradients", optimizer=("rmsprop", "adadelta"))
-    initial_accumulator_value: Fraction = _field(0.1, "starting value of the accumulators", optimizer=("adagrad",))
+    initial_accumulator_value: Fraction = _field(0.1, "starting value of the accumulators", text=0.0001, optimizer=("adagrad",))
     dropout_rate: Fraction = _field(0.2, "share of the features dropped in each training step")
     regularizers_l2: Fraction = _field(0.0001, "L2 penalty on the head's kernel")
-    label_smoothing: Fraction = _field(0.1, "share of each target spread evenly over all classes")
+    label_smoothing: Fraction = _field(0.1, "share of each target spread evenly over all classes", text=0.0)
     class_weight: Literal["none", "balanced"] = _field(
         "none", "balanced weighs each example by N / (K x size of its class)"
     )
@@ -82,25 +104,31 @@ class Hyperparameters(pydantic.BaseModel):
     validation_split_ratio: Fraction = _field(
         0.2, "share of the training channel kept for validation; not used with a validation channel"
     )
-    random_seed: int = pydantic.Field(123, ge=0, description="seed of everything that is random")
-    augmentation: bool = _field(False, "flip, rotate and zoom the training photos at random")
+    random_seed: typing.Annotated[int, pydantic.Field(ge=0)] = _field(123, "seed of everything that is random")
+    augmentation: bool = _field(False, "flip, rotate and zoom the training photos at random", task="image")
     augmentation_random_flip: Literal["horizontal_and_vertical", "horizontal", "vertical", "None"] = _field(
-        "horizontal_and_vertical", "directions in which photos are flipped", augmentation=(True,)
+        "horizontal_and_vertical", "directions in which photos are flipped", task="image", augmentation=(True,)
     )
     augmentation_random_rotation: SignedFraction = _field(
-        0.2, "largest rotation either way, as a fraction of a full turn (0.2 is 72 degrees)", augmentation=(True,)
+        0.2, "largest rotation either way, as a fraction of a full turn (0.2 is 72 degrees)", task="image", augmentation=(True,)
     )
     augmentation_random_zoom: SignedFraction = _field(
-        0.1, "largest zoom either way, as a fraction of the height", augmentation=(True,)
+        0.1, "largest zoom either way, as a fraction of the height", task="image", augmentation=(True,)
     )
-    image_size: int | None = pydantic.Field(
-        None, ge=8, le=4096, description="height and width in pixels; empty: the backbone's own"
+    image_size: typing.Annotated[int, pydantic.Field(ge=8, le=4096)] | None = _field(
+        None, "height and width in pixels; empty: the backbone's own", task="image"
     )
     image_resize_interpolation: Literal[
         "bilinear", "nearest", "bicubic", "area", "lanczos3", "lanczos5", "gaussian", "mitchellcubic"
-    ] = _field("bilinear", "method of tf.image.resize")
+    ] = _field("bilinear", "method of tf.image.resize", task="image")
     pixel_range: Literal["0,1", "-1,1", "0,255"] | None = _field(
-        None, "pixel values that the backbone expects; empty: the backbone card's, else 0,1"
+        None, "pixel values that the backbone expects; empty: the backbone card's, else 0,1", task="image"
+    )
+    max_sequence_length: typing.Annotated[int, pydantic.Field(ge=3, le=512)] | None = _field(
+        None, "tokens of a text that a BERT-like backbone reads; empty: 128", task="text"
+    )
+    preprocessor: str | None = _field(
+        None, "SavedModel that makes a BERT-like backbone's inputs from texts; empty: the backbone card's", task="text"
     )
     reinitialize_top_layer: Literal["Auto", "True", "False"] = _field(
         "Auto", "with a model channel that holds an earlier result: a new head, or the earlier one"
@@ -109,6 +137,8 @@ class Hyperparameters(pydantic.BaseModel):
 
 FIELDS: Mapping[str, FieldInfo] = Hyperparameters.model_fields
 NAMES = tuple(FIELDS)
+PLURALS = {"image": "photos", "text": "texts"}
+TEXT_ADAMW_WARMUP = 0.1
 
 
 def canonical(name: str) -> str:
@@ -121,7 +151,7 @@ def canonical(name: str) -> str:
     return ALIASES.get(name, name)
 
 
-def parse(raw: Mapping[str, object]) -> dict[str, Any]:
+def parse(raw: Mapping[str, object], task: str | None = None) -> dict[str, Any]:
     """Returns the typed values of the hyperparameters that were given.
 
     Values may be strings as SageMaker sends them: "True"/"true", "3", JSON-encoded once more ('"adam"'), or empty,
@@ -137,6 +167,10 @@ def parse(raw: Mapping[str, object]) -> dict[str, Any]:
         key = canonical(name)
         if key not in FIELDS:
             problems.append(_unknown(name))
+            continue
+        only = _extra(key)["task"]
+        if task is not None and only not in (None, task):
+            problems.append(f"{name}: it is for {PLURALS[only]} only, and the training channel holds {PLURALS[task]}")
             continue
         text = _unquoted(value, key)
         if text is None:
@@ -158,28 +192,37 @@ def parse(raw: Mapping[str, object]) -> dict[str, Any]:
     return values
 
 
-def resolve(given: Mapping[str, Any], card: Mapping[str, Any]) -> tuple[Hyperparameters, dict[str, str]]:
+def resolve(
+    given: Mapping[str, Any], card: Mapping[str, Any], task: str = "image"
+) -> tuple[Hyperparameters, dict[str, str]]:
     """Returns all settings, and for each where it came from.
 
     Args:
         given: What `parse` returned: the user's values.
         card: Values that the backbone's catalog card brings; they stand between the user's and the table's.
+        task: "image" or "text", which some defaults depend on.
 
     Returns:
         The settings, and for each name "user", "card" or "default".
     """
-    settings = Hyperparameters(**{**card, **given})
+    defaults = {name: _extra(name)["text_default"] for name in NAMES} if task == "text" else {}
+    settings = Hyperparameters(**{**defaults, **card, **given})
+    if task == "text" and settings.optimizer == "adamw" and "warmup_steps_fraction" not in {**card, **given}:
+        settings = settings.model_copy(update={"warmup_steps_fraction": TEXT_ADAMW_WARMUP})
     sources = {name: "user" if name in given else "card" if name in card else "default" for name in NAMES}
     return settings, sources
+
+
+def default(name: str, task: str) -> Any:
+    """Returns the table's default of a hyperparameter for a task."""
+    return _extra(name)["text_default"] if task == "text" else FIELDS[name].default
 
 
 def without_effect(settings: Hyperparameters, given: Iterable[str]) -> list[str]:
     """Returns a line for each setting that the user gave and that changes nothing in this run."""
     lines = []
     for name in given:
-        extra = FIELDS[name].json_schema_extra
-        conditions = extra.get("used_when", {}) if isinstance(extra, dict) else {}
-        for other, allowed in typing.cast("dict[str, tuple[Any, ...]]", conditions).items():
+        for other, allowed in _extra(name)["used_when"].items():
             if getattr(settings, other) not in allowed:
                 needed = " or ".join(str(value) for value in allowed)
                 lines.append(
@@ -213,32 +256,55 @@ def expected(name: str) -> str:
     if choices(name):
         return "one of " + " | ".join(choices(name))
     noun = "an integer" if kind is int else "a number"
-    bounds = {type(rule).__name__: rule for rule in FIELDS[name].metadata}
+    bounds = {type(rule).__name__: rule for rule in _rules(name)}
     low = getattr(bounds.get("Ge"), "ge", None)
     high = getattr(bounds.get("Le"), "le", None)
     return f"{noun} from {low} to {high}" if high is not None else f"{noun} of {low} or more"
 
 
 def table() -> list[dict[str, str]]:
-    """Returns the table as rows of text: name, accepts, default, meaning, and `source` (built-in or added)."""
+    """Returns the table as rows of text: name, task (image, text or both), accepts, default, text_default (where it is
+    another), meaning, and source (built-in or added)."""
     rows = []
     for name, field in FIELDS.items():
-        default = "" if field.default is None else str(field.default)
-        source = "added" if name in ADDED else "built-in"
+        extra = _extra(name)
+        default, text_default = (_shown(value) for value in (field.default, extra["text_default"]))
         rows.append(
             {
                 "name": name,
+                "task": extra["task"] or "both",
                 "accepts": expected(name),
                 "default": default,
+                "text_default": "" if text_default == default else text_default,
                 "meaning": field.description or "",
-                "source": source,
+                "source": "added" if name in ADDED else "built-in",
             }
         )
     return rows
 
 
+def _shown(value: object) -> str:
+    return "" if value is None else str(value)
+
+
+def _extra(name: str) -> Mapping[str, Any]:
+    return typing.cast("Mapping[str, Any]", FIELDS[name].json_schema_extra)
+
+
 def _kind(name: str) -> Any:
-    """Returns the field's type without the `| None`."""
+    """Returns the field's type without the `| None` and without its bounds."""
+    kind = _without_none(name)
+    return typing.get_args(kind)[0] if typing.get_origin(kind) is typing.Annotated else kind
+
+
+def _rules(name: str) -> list[Any]:
+    """Returns the field's bounds, wherever pydantic keeps them."""
+    kind = _without_none(name)
+    inner = typing.get_args(kind)[1].metadata if typing.get_origin(kind) is typing.Annotated else []
+    return [*FIELDS[name].metadata, *inner]
+
+
+def _without_none(name: str) -> Any:
     annotation = FIELDS[name].annotation
     if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
         return next(kind for kind in typing.get_args(annotation) if kind is not type(None))

@@ -43,7 +43,8 @@ class Job:
     """One training job.
 
     Attributes:
-        training: Folder of the training channel.
+        task: "image" or "text", as the training channel has it.
+        training: Folder of the training channel, or a file of texts.
         validation: Folder of the validation channel, or None to split the training channel.
         test: Folder of the test channel, or None.
         handle: Names the backbone: a catalog id, a folder, an archive or a URL.
@@ -56,6 +57,7 @@ class Job:
         replicas: Devices to train on; None for all GPUs or one CPU.
     """
 
+    task: str
     training: Path
     validation: Path | None
     test: Path | None
@@ -104,21 +106,24 @@ def plan(
         return None
 
     folders = {channel: Path(place) for channel, place in channels.items() if place}
-    values = tried(lambda: hyperparameters.parse(given))
-    classes = tried(lambda: _classes(folders))
+    task = tried(lambda: _task(folders))
+    values = tried(lambda: hyperparameters.parse(given, task))
+    classes = tried(lambda: examples.check(task, folders["training"])) if task else None
     for other in [channel for channel in ("validation", "test") if channel in folders]:
-        tried(lambda other=other: _check_channel(folders[other], other, classes))  # type: ignore[misc]
+        tried(lambda other=other: examples.check(task or "image", folders[other], other, classes))  # type: ignore[misc]
     asked = {key: value for key, value in given.items() if hyperparameters.canonical(key) == "backbone"}
-    handle = tried(lambda: _handle(hyperparameters.parse(asked), folders.get("model")))
-    card = catalog.find(handle) if handle and not _exists(handle) else None
+    handle = tried(lambda: _handle(hyperparameters.parse(asked), folders.get("model"), task or "image"))
+    card = tried(lambda: _card(handle, task)) if handle else None
     name = tried(lambda: _name(name, folders.get("training")))
     if replicas is not None and replicas < 1:
         problems.append(UsageError(f"--replicas: expected an integer of 1 or more; received {replicas}"))
     destination = tried(lambda: _destination(output, name or "model", sagemaker_output, folders.values()))
-    if problems or values is None or destination is None or name is None or handle is None:
+    if problems or task is None or values is None or destination is None or name is None or handle is None:
         raise _combined(problems)
-    settings, sources = hyperparameters.resolve(values, card.defaults if card else {})
+    brought = _brought(card, values) if card else {}
+    settings, sources = hyperparameters.resolve(values, brought, task)
     return Job(
+        task=task,
         training=folders["training"],
         validation=folders.get("validation"),
         test=folders.get("test"),
@@ -146,30 +151,42 @@ def warn_of_settings_without_effect(job: Job) -> list[str]:
     return lines
 
 
-def _classes(folders: Mapping[str, Path]) -> list[str]:
-    """Returns the training classes, by folder names only; photos are looked at later."""
+def _task(folders: Mapping[str, Path]) -> str:
     if "training" not in folders:
         raise UsageError(
             f"There is no training channel; received {listed(folders) or 'no channels'}. Give a folder of class "
-            "folders: --training FOLDER, or the channel `training` on SageMaker."
+            "folders or with data.csv: --training FOLDER, or the channel `training` on SageMaker."
         )
-    return sorted(examples.training_classes(folders["training"]))
+    return examples.task_of(folders["training"])
 
 
-def _check_channel(folder: Path, name: str, classes: Sequence[str] | None) -> None:
-    """Reads a channel's folder names against the training classes, or alone where those are not known."""
-    if classes is None:
-        examples.class_folders(folder, name)
-    else:
-        examples.check_classes(folder, classes, name)
+def _card(handle: str, task: str | None) -> catalog.Card | None:
+    """Returns the catalog's card of a handle, if it has one.
+
+    Raises:
+        UsageError: It is for the other task.
+    """
+    card = catalog.find(handle) if not _exists(handle) else None
+    if card and task and card.task != task:
+        wanted = [other.id for other in catalog.cards(task)]
+        takes, holds = hyperparameters.PLURALS[card.task], hyperparameters.PLURALS[task]
+        raise UsageError(f"backbone {handle} takes {takes}, but the training channel holds {holds}. Choose {listed(wanted)}.")
+    return card
 
 
-def _handle(values: Mapping[str, Any], model_channel: Path | None) -> str:
+def _brought(card: catalog.Card, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the defaults that a card brings; some count only when the backbone is trained whole."""
+    whole = not values.get("train_only_top_layer", card.defaults.get("train_only_top_layer", True))
+    return {**card.defaults, **(card.whole_defaults if whole else {})}
+
+
+def _handle(values: Mapping[str, Any], model_channel: Path | None, task: str) -> str:
     """Returns what names the backbone; a model channel counts before the hyperparameter's default."""
     if model_channel is not None and "backbone" in values:
         log.warning("the model channel %s is not used: backbone=%s is given", model_channel, values["backbone"])
     if model_channel is None or "backbone" in values:
-        handle = str(values.get("backbone", Hyperparameters.model_fields["backbone"].default))
+        default = hyperparameters.default("backbone", task)
+        handle = str(values.get("backbone", default))
     else:
         handle = str(_in_model_channel(model_channel))
     is_remote = handle.startswith(("http://", "https://", "s3://"))

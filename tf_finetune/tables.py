@@ -15,13 +15,15 @@ def hyperparameters_table(form: str) -> str:
     if form == "json":
         return json.dumps(rows, indent=2)
     if form == "markdown":
-        head = ["| name | default | accepts | meaning |", "|---|---|---|---|"]
-        cells = [[f"`{row['name']}`", row["default"], row["accepts"], row["meaning"]] for row in rows]
+        head = ["| name | for | default | accepts | meaning |", "|---|---|---|---|---|"]
+        cells = [[f"`{row['name']}`", row["task"], _default(row), row["accepts"], row["meaning"]] for row in rows]
         return "\n".join(
             [*head, *("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in cells)]
         )
-    cells = [["NAME", "DEFAULT", "ACCEPTS", "MEANING"]]
-    cells += [[row["name"], row["default"] or "-", _cut(row["accepts"], 44), row["meaning"]] for row in rows]
+    cells = [["NAME", "FOR", "DEFAULT", "ACCEPTS", "MEANING"]]
+    cells += [
+        [row["name"], row["task"], _default(row) or "-", _cut(row["accepts"], 44), row["meaning"]] for row in rows
+    ]
     return _aligned(cells)
 
 
@@ -71,6 +73,10 @@ def backbones_table(wanted: str | None, as_json: bool) -> str:
         "note": card.note or "-",
     }
     return "\n".join(f"{name + ':':14}{value}" for name, value in rows.items())
+
+
+def _default(row: dict[str, str]) -> str:
+    return row["default"] + (f" (text: {row['text_default']})" if row["text_default"] else "")
 
 
 def _size(card: catalog.Card) -> str:

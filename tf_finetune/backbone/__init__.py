@@ -31,25 +31,40 @@ class Backbone(keras.layers.Layer):
         path: Folder of the SavedModel.
         task: "image" or "text".
         trainable: Whether training changes its variables.
+        preprocessor: Folder of the SavedModel that makes a BERT-like encoder's inputs; None for any other backbone.
+        max_sequence_length: Tokens of a text that such an encoder reads; None for what the preprocessor does.
 
     Raises:
         BackboneError: It is no SavedModel in TF-Hub's TF2 format, takes another input, or cannot be trained.
     """
 
-    def __init__(self, path: str | Path, task: str = "image", trainable: bool = False, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        task: str = "image",
+        trainable: bool = False,
+        preprocessor: str | Path | None = None,
+        max_sequence_length: int | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(trainable=trainable, **kwargs)
         self.saved_model, self.task = Path(path), task
+        self.preprocessor, self.max_sequence_length = preprocessor, max_sequence_length
         self.supports_jit = False
         self.loaded = interface.load_saved_model(self.saved_model)
         self.interface = interface.read(self.loaded, self.saved_model, task)
         self._regularization_losses = list(getattr(self.loaded, "regularization_losses", None) or [])
         self._adopt_variables()
+        if self.interface.takes_tokens:
+            self._load_preprocessor()
         if trainable:
             self._check_trainable()
 
     def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Returns float32 [B, D]: the features of inputs, float32 [B, H, W, 3] or string [B]."""
         training = bool(training) and self.trainable
+        if self.interface.takes_tokens:
+            inputs = self.pack(inputs)
         outputs = interface.single_output(self.interface.call(inputs, training), self.saved_model)
         features = interface.pooled(outputs, self.saved_model)
         if training:
@@ -88,7 +103,23 @@ class Backbone(keras.layers.Layer):
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
-        return {**super().get_config(), "path": str(self.saved_model), "task": self.task}
+        return {
+            **super().get_config(),
+            "path": str(self.saved_model),
+            "task": self.task,
+            "preprocessor": str(self.preprocessor) if self.preprocessor else None,
+            "max_sequence_length": self.max_sequence_length,
+        }
+
+    def _load_preprocessor(self) -> None:
+        if self.preprocessor is None:
+            raise BackboneError(
+                f"backbone {self.saved_model} takes tokens ({', '.join(sorted(interface.BERT_INPUTS))}), so it needs "
+                "the SavedModel that makes them from texts. Give it as preprocessor."
+            )
+        path = Path(self.preprocessor)
+        self.loaded_preprocessor = interface.load_saved_model(path)
+        self.pack = interface.make_packer(self.loaded_preprocessor, path, self.max_sequence_length)
 
     def _adopt_variables(self) -> None:
         """Makes the SavedModel's variables this layer's weights: the very variables, not copies of them."""

@@ -12,8 +12,11 @@ from typing import Any
 
 import tensorflow as tf
 
+from tf_finetune import text_ops
 from tf_finetune.errors import BackboneError, listed
 
+# What TF-Hub's BERT encoders take: https://www.tensorflow.org/hub/common_saved_model_apis/text
+BERT_INPUTS = frozenset({"input_word_ids", "input_mask", "input_type_ids"})
 TENSOR = "tensor"  # Stands for "training is passed as a bool tensor" among the values True, False and None.
 WAYS_OUT = "Expected a TF2 SavedModel in TF-Hub's format, that is a folder with saved_model.pb and variables/"
 
@@ -24,13 +27,13 @@ class Interface:
 
     Attributes:
         function: What is called: the object itself, or its serving signature.
-        input_spec: Shape, dtype of its input.
+        input_spec: Shape and dtype of its input; for a BERT-like encoder a dict of three.
         argument: Name of the input where it is passed by name (signatures), else None.
         training_values: What it accepts as `training`: True, False, None or TENSOR; empty when it takes none.
     """
 
     function: Callable[..., Any]
-    input_spec: tf.TensorSpec
+    input_spec: Any
     argument: str | None
     training_values: frozenset[Any]
 
@@ -45,6 +48,11 @@ class Interface:
         if TENSOR in self.training_values:
             return self.function(inputs, training=tf.constant(training))
         return self.function(inputs, training=False if False in self.training_values else None)
+
+    @property
+    def takes_tokens(self) -> bool:
+        """Whether it is a BERT-like encoder, which takes what a preprocessor makes of texts."""
+        return isinstance(self.input_spec, dict)
 
     @property
     def has_training_mode(self) -> bool:
@@ -66,6 +74,8 @@ def load_saved_model(path: Path) -> Any:
         raise BackboneError(f"{path} is no SavedModel: it has no saved_model.pb. {WAYS_OUT}.{hint}")
     if (path / "tfhub_module.pb").is_file():
         raise BackboneError(f"{path} is a TF1 hub module, which TensorFlow 2 cannot train. {WAYS_OUT}.")
+    if text_ops.needed_ops(path):
+        text_ops.register_text_ops()
     try:
         return tf.saved_model.load(str(path))
     except tf.errors.NotFoundError as error:
@@ -114,17 +124,17 @@ def single_output(outputs: Any, path: Path) -> tf.Tensor:
     """Returns the one tensor of features among a SavedModel's outputs.
 
     Raises:
-        BackboneError: There are several, and none is called `default` or `feature_vector`.
+        BackboneError: There are several, and none is called `default`, `feature_vector` or `pooled_output`.
     """
     if isinstance(outputs, dict):
-        for key in ("default", "feature_vector"):
+        for key in ("default", "feature_vector", "pooled_output"):
             if key in outputs:
                 return outputs[key]
         if len(outputs) == 1:
             return next(iter(outputs.values()))
         raise BackboneError(
             f"backbone {path} has {len(outputs)} outputs: {listed(sorted(outputs), limit=10)}. Expected one called "
-            "default or feature_vector, or one only."
+            "default, feature_vector or pooled_output, or one only."
         )
     if isinstance(outputs, (list, tuple)):
         vectors = [output for output in outputs if tf.is_tensor(output) and output.shape.rank == 2]
@@ -152,24 +162,15 @@ def pooled(features: tf.Tensor, path: Path) -> tf.Tensor:
 
 def image_size(interface: Interface) -> int | None:
     """Returns the height and width in pixels that a SavedModel is fixed to, or None if it accepts any."""
+    if interface.takes_tokens:
+        return None
     shape = interface.input_spec.shape
     return shape[1] if shape.rank == 4 else None
 
 
-def check_image_size(wanted: int | None, fixed: int | None, path: Path) -> None:
-    """Compares the user's image_size with what a SavedModel is fixed to.
-
-    Raises:
-        BackboneError: They differ.
-    """
-    if wanted and fixed and wanted != fixed:
-        raise BackboneError(
-            f"backbone {path} accepts {fixed}x{fixed} photos only. Received: image_size={wanted}. Leave image_size "
-            "unset."
-        )
-
-
 def _is_input(spec: Any, task: str) -> bool:
+    if task == "text" and isinstance(spec, dict):
+        return set(spec) == BERT_INPUTS
     if not isinstance(spec, tf.TensorSpec):
         return False
     if task == "text":
@@ -182,6 +183,8 @@ def _is_input(spec: Any, task: str) -> bool:
 
 
 def _described(spec: Any) -> str:
+    if isinstance(spec, dict):
+        return "{" + ", ".join(sorted(map(str, spec))) + "}"
     return f"{spec.dtype.name} {spec.shape}" if isinstance(spec, tf.TensorSpec) else type(spec).__name__
 
 
@@ -213,3 +216,31 @@ def _captured(loaded: Any, interface: Interface) -> list[tf.Variable]:
     if interface.argument is not None:
         return list(interface.function.variables)  # type: ignore[attr-defined]
     return [variable for function in loaded.__call__.concrete_functions for variable in function.variables]
+
+
+def make_packer(loaded: Any, path: Path, max_sequence_length: int | None) -> Callable[[tf.Tensor], Any]:
+    """Returns the function from texts, string [B], to a BERT-like encoder's inputs, int32 [B, tokens] each.
+
+    Args:
+        loaded: A preprocessing SavedModel; with `tokenize` and `bert_pack_inputs` it can make any length.
+        path: Where it came from.
+        max_sequence_length: Tokens; None for what the SavedModel does by itself.
+
+    Raises:
+        BackboneError: It is no preprocessor, or has one length only and another is wanted.
+    """
+    can_pack = all(hasattr(loaded, name) for name in ("tokenize", "bert_pack_inputs"))
+    if not can_pack and not callable(loaded):
+        raise BackboneError(
+            f"preprocessor {path} cannot be called with texts. Expected a SavedModel of TF-Hub's BERT preprocessing "
+            "interface, such as bert_en_uncased_preprocess."
+        )
+    if max_sequence_length is None:
+        return loaded
+    if not can_pack:
+        raise BackboneError(
+            f"preprocessor {path} has one sequence length only: it lacks tokenize and bert_pack_inputs. Received: "
+            f"max_sequence_length={max_sequence_length}. Leave it unset."
+        )
+    length = tf.constant(max_sequence_length, tf.int32)
+    return lambda texts: loaded.bert_pack_inputs([loaded.tokenize(texts)], length)

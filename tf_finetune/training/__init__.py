@@ -95,7 +95,8 @@ def fit(
     plan = Plan(count, settings.batch_size, replicas, settings.epochs, settings.random_seed)
     rates = optimizers.learning_rates(settings, plan.steps)
     with strategy.scope():
-        optimizer = optimizers.make(settings, rates)
+        optimizer = optimizers.make(settings, rates, model.backbone.task)
+        optimizers.spare_from_decay(optimizer, model.trainable_variables)
         optimizer.build(model.trainable_variables)
     weights = steps.class_weights(training.labels, model.num_classes, settings)
     step = steps.make_step(model, optimizer, settings, strategy, weights, training.is_features)

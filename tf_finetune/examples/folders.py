@@ -1,4 +1,4 @@
-"""Labelled examples from class folders, and the split of them that cannot leak.
+"""Labelled photos from class folders.
 
 A class folder is any folder directly below the channel; every photo in it or below it is an example of that class.
 """
@@ -6,15 +6,14 @@ A class folder is any folder directly below the channel; every photo in it or be
 from __future__ import annotations
 
 import concurrent.futures
-import csv
-import dataclasses
 import hashlib
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tf_finetune.errors import DataError, UsageError, listed
+from tf_finetune.examples.records import TRAINING, Example, Examples, check_known, counted
 
 log = logging.getLogger(__name__)
 
@@ -22,48 +21,9 @@ log = logging.getLogger(__name__)
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp"})
 METADATA_FILES = frozenset({"thumbs.db", "desktop.ini", "icon\r"})
 METADATA_FOLDERS = frozenset({"__macosx", "@eadir", "$recycle.bin"})
-TRAINING, VALIDATION = "training", "validation"
 
 
-@dataclasses.dataclass(frozen=True)
-class Example:
-    """One labelled photo.
-
-    Attributes:
-        id: Its path below the channel, with forward slashes.
-        label: Index of its class, in [0, K).
-        path: Where its bytes are.
-        digest: SHA-256 of its bytes, as 64 hexadecimal digits.
-    """
-
-    id: str
-    label: int
-    path: Path
-    digest: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Examples:
-    """Examples of one channel or split, in the order of their digests, so that file names and disks do not matter.
-
-    Attributes:
-        class_names: The K class names; an example's label is an index into them.
-        items: The examples.
-    """
-
-    class_names: tuple[str, ...]
-    items: tuple[Example, ...]
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    @property
-    def labels(self) -> list[int]:
-        """The labels of all examples, in [0, K)."""
-        return [example.label for example in self.items]
-
-
-def read_class_folders(channel: Path, class_names: Sequence[str] | None = None, name: str = TRAINING) -> Examples:
+def read(channel: Path, class_names: Sequence[str] | None = None, name: str = TRAINING) -> Examples:
     """Returns the photos of a channel, labelled by the folder they are in.
 
     Args:
@@ -85,7 +45,7 @@ def read_class_folders(channel: Path, class_names: Sequence[str] | None = None, 
     empty = [folder for folder in found if not found[folder]]
     if empty and name == TRAINING:
         raise DataError(
-            f"{_count(len(empty), 'class folder')} of {channel} without photos: {listed(empty)}. "
+            f"{counted(len(empty), 'class folder')} of {channel} without photos: {listed(empty)}. "
             f"Expected at least one {_suffixes()} file in each; remove the folder or add photos."
         )
     paths = [path for folder in sorted(found) for path in found[folder]]
@@ -115,7 +75,7 @@ def class_folders(channel: Path, name: str = TRAINING) -> dict[str, Path]:
         files = sum(entry.is_file() for entry in entries)
         raise DataError(
             f"{name} channel {channel} has no class folders. Expected one folder per class that holds {_suffixes()} "
-            f"files, such as {channel.name}/roses/1.jpg. Received: {_count(files, 'file')}, no folders."
+            f"files, such as {channel.name}/roses/1.jpg. Received: {counted(files, 'file')}, no folders."
         )
     strange = [repr(folder) for folder in folders if not _is_unicode(folder)]
     if strange:
@@ -124,7 +84,7 @@ def class_folders(channel: Path, name: str = TRAINING) -> dict[str, Path]:
         )
     loose = [entry.name for entry in entries if entry.is_file() and _is_photo(entry.name) and entry.name[0] != "."]
     if loose:
-        log.warning("%s: %s beside the class folders left out: %s", channel, _count(len(loose), "photo"), listed(loose))
+        log.warning("%s: %s beside the class folders left out: %s", channel, counted(len(loose), "photo"), listed(loose))
     return folders
 
 
@@ -149,89 +109,8 @@ def check_classes(channel: Path, class_names: Sequence[str], name: str) -> dict[
         DataError: One of them is unknown to training.
     """
     folders = class_folders(channel, name)
-    unknown = sorted(set(folders) - set(class_names))
-    if unknown:
-        raise DataError(
-            f"{name} channel {channel} has {_count(len(unknown), 'class')} that training lacks: {listed(unknown)}. "
-            f"Classes in training: {listed(class_names)}. Rename or remove the folder, or add the class to training."
-        )
+    check_known(folders, class_names, name, channel)
     return folders
-
-
-def split(examples: Examples, ratio: float, seed: int) -> tuple[Examples, Examples]:
-    """Splits examples into training and validation by a hash of each one's content.
-
-    Each example's side depends on its bytes and the seed alone, so order, names and added files move nothing, and
-    exact duplicates share a side. Repair: a class of two or more distinct examples that fell on one side whole has
-    its example nearest to the threshold changed over. A class of one distinct example goes to training.
-
-    Args:
-        examples: All of them.
-        ratio: Expected share of validation, in [0, 1].
-        seed: Another seed, another split.
-    """
-    position = {example.digest: _position(example.digest, seed) for example in examples.items}
-    sides = {digest: VALIDATION if place < ratio else TRAINING for digest, place in position.items()}
-    classes_of: dict[str, set[int]] = {}
-    for example in examples.items:
-        classes_of.setdefault(example.digest, set()).add(example.label)
-    members: list[set[str]] = [set() for _ in examples.class_names]
-    for example in examples.items:
-        members[example.label].add(example.digest)
-    # Classes of one example first: other classes that hold a copy of it are then repaired with another one.
-    for class_name, digests in sorted(zip(examples.class_names, members, strict=True), key=lambda item: len(item[1])):
-        _repair(class_name, sorted(digests), sides, position, ratio, classes_of)
-    return _on_side(examples, sides, TRAINING), _on_side(examples, sides, VALIDATION)
-
-
-def _repair(
-    class_name: str,
-    digests: Sequence[str],
-    sides: dict[str, str],
-    position: Mapping[str, float],
-    ratio: float,
-    classes_of: Mapping[str, set[int]],
-) -> None:
-    """Moves at most one distinct example of a class, so that the class is on both sides where it can be."""
-    if not digests:
-        return
-    if len(digests) == 1:
-        sides[digests[0]] = TRAINING
-        log.warning("class %s has one distinct example: it is in training only, and is not validated", class_name)
-        return
-    present = {sides[digest] for digest in digests}
-    if len(present) == 2:
-        return
-    missing = VALIDATION if present == {TRAINING} else TRAINING
-    # A photo that other classes hold too would take their copies along: it is moved only when there is no other.
-    nearest = min(digests, key=lambda digest: (len(classes_of[digest]), abs(position[digest] - ratio), digest))
-    sides[nearest] = missing
-    log.info("class %s had no %s example: the one nearest to the threshold changed over", class_name, missing)
-
-
-def write_split(file: Path, parts: Mapping[str, Examples]) -> None:
-    """Writes which example is in which part: columns split, id, label (class name), sha256."""
-    with file.open("w", newline="", encoding="utf-8", errors="backslashreplace") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(["split", "id", "label", "sha256"])
-        rows = [
-            (side, example.id, part.class_names[example.label], example.digest)
-            for side, part in parts.items()
-            for example in part.items
-        ]
-        writer.writerows(sorted(rows))
-
-
-def _on_side(examples: Examples, sides: Mapping[str, str], side: str) -> Examples:
-    return dataclasses.replace(
-        examples, items=tuple(example for example in examples.items if sides[example.digest] == side)
-    )
-
-
-def _position(digest: str, seed: int) -> float:
-    """Returns where in [0, 1) an example's content falls; 53 bits, as many as a float holds exactly."""
-    mixed = hashlib.sha256(f"{seed}:{digest}".encode()).digest()
-    return (int.from_bytes(mixed[:8], "big") >> 11) / 2**53
 
 
 def photos(folder: Path) -> list[Path]:
@@ -253,7 +132,7 @@ def photos(folder: Path) -> list[Path]:
             else:
                 others.append(name)
     if others:
-        log.warning("%s: %s left out, not %s: %s", folder, _count(len(others), "file"), _suffixes(), listed(others))
+        log.warning("%s: %s left out, not %s: %s", folder, counted(len(others), "file"), _suffixes(), listed(others))
     return found
 
 
@@ -270,7 +149,7 @@ def _digests(paths: Iterable[Path]) -> list[str]:
         except OSError as error:
             raise DataError(f"{path} cannot be read: {error.strerror}. Mend or remove the file.") from None
 
-    with concurrent.futures.ThreadPoolExecutor(min(16, 2 * (os.cpu_count() or 1))) as pool:
+    with concurrent.futures.ThreadPoolExecutor(min(16, 2 * (os.cpucounted() or 1))) as pool:
         return list(pool.map(digest, paths))
 
 
@@ -291,8 +170,3 @@ def _is_metadata_folder(name: str) -> bool:
 
 def _suffixes() -> str:
     return ".jpg, .png, .bmp, .gif or .webp"
-
-
-def _count(number: int, noun: str) -> str:
-    plural = noun + ("es" if noun.endswith("s") else "s")
-    return f"{number:,} {noun if number == 1 else plural}"
