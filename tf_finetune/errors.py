@@ -60,4 +60,4 @@ def listed(items: Iterable[object], limit: int = LIST_LIMIT, separator: str = ",
 
 def shortened(message: str) -> str:
     """Returns the message cut to what SageMaker shows of a failure's reason."""
-    return message if len(message) < MESSAGE_LIMIT else message[: MESSAGE_LIMIT - 4] + " ..."
+    return message if len(message) < MESSAGE_LIMIT else message[: MESSAGE_LIMIT - 5] + " ..."

@@ -166,7 +166,8 @@ def _card(handle: str, task: str | None) -> catalog.Card | None:
     Raises:
         UsageError: It is for the other task.
     """
-    card = catalog.find(handle) if not _exists(handle) else None
+    # A catalog id is one word; ./word is a folder that happens to be called so.
+    card = catalog.find(handle) if os.sep not in handle else None
     if card and task and card.task != task:
         wanted = [other.id for other in catalog.cards(task)]
         takes, holds = hyperparameters.PLURALS[card.task], hyperparameters.PLURALS[task]
@@ -259,6 +260,11 @@ def _destination(
                 "Give another --output or --model-name."
             )
     _check_writable(place)
+    if place.is_dir() and any(place.iterdir()) and not (place / "model.tar.gz").is_file():
+        raise UsageError(
+            f"--output {output}: {place} holds something else than an earlier result. Give another --output or "
+            "--model-name."
+        )
     return Destination(place / "model.tar.gz", None, place / "data")
 
 

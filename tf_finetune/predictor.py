@@ -151,11 +151,18 @@ def _read(path: Path) -> bytes:
 
 
 def batches(names: Iterable[str]) -> Iterator[list[Path]]:
-    """Returns the photos that the command line names, a batch at a time: files as they are, folders as their photos."""
+    """Returns the photos that the command line names, a batch at a time: files as they are, folders as their photos.
+
+    Raises:
+        DataError: A folder holds no photos.
+    """
     batch: list[Path] = []
     for name in names:
         path = Path(name)
-        for photo in examples.photos(path) if path.is_dir() else [path]:
+        found = examples.photos(path) if path.is_dir() else [path]
+        if not found:
+            raise DataError(f"{name} holds no photos. Expected .jpg, .png, .bmp, .gif or .webp files in it.")
+        for photo in found:
             batch.append(photo)
             if len(batch) == BATCH:
                 yield batch

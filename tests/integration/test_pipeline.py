@@ -235,10 +235,12 @@ def test_predict_command_answers_one_json_object_a_line(trained, photos, tmp_pat
     assert {answer["predicted_label"] for answer in answers} == {"cyan"}
     assert set(answers[0]) == {"input", "predicted_label", "probabilities"}
     assert done.stderr == ""
-    wrong = subprocess.run([*command, str(tmp_path / "text.jpg")], capture_output=True, text=True, check=False)
-    assert wrong.returncode == 1
-    assert "text.jpg: not a photo that can be decoded" in wrong.stderr
-    assert "Traceback" not in wrong.stderr
+    (tmp_path / "empty").mkdir()
+    for name, message in (("text.jpg", "not a photo that can be decoded"), ("empty", "holds no photos")):
+        wrong = subprocess.run([*command, str(tmp_path / name)], capture_output=True, text=True, check=False)
+        assert wrong.returncode == 1
+        assert message in wrong.stderr
+        assert "Traceback" not in wrong.stderr
 
 
 @pytest.mark.skipif(os.geteuid() == 0 and not Path("/proc").is_dir(), reason="needs a place that cannot be written")

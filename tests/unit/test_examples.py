@@ -20,6 +20,12 @@ from tf_finetune.examples import Example, Examples
 SEED, RATIO = 123, 0.2
 
 
+@pytest.fixture(autouse=True)
+def heard(monkeypatch):
+    """Lets pytest hear the package's log, which the command line keeps to itself once it has run in this process."""
+    monkeypatch.setattr(logging.getLogger("tf_finetune"), "propagate", True)
+
+
 def digest_of(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
@@ -234,13 +240,11 @@ def test_an_empty_validation_channel_is_an_error(tmp_path):
 
 @pytest.mark.parametrize("ratio", [0.0, 0.2, 0.5, 1.0])
 @pytest.mark.parametrize("counts", [(0, 10), (1, 10), (2, 10), (2, 2), (1, 1), (10, 10), (3, 200)])
-@pytest.mark.parametrize("seed", [0, 1, 2, 3, 123])
-def test_a_class_of_two_or_more_is_on_both_sides_and_a_single_photo_in_training(counts, ratio, seed):
+def test_a_class_of_two_or_more_is_on_both_sides_and_a_single_photo_in_training(counts, ratio):
     whole = made(*([f"{label}-{number}" for number in range(count)] for label, count in enumerate(counts)))
-    training, validation = examples.split(whole, ratio, seed)
-    sides_of(whole, ratio, seed)
-    for label, count in enumerate(counts):
-        here, there = training.labels.count(label), validation.labels.count(label)
+    for seed, (label, count) in itertools.product((0, 1, 2, 3, 123), enumerate(counts)):
+        sides_of(whole, ratio, seed)
+        here, there = (part.labels.count(label) for part in examples.split(whole, ratio, seed))
         assert here + there == count
         assert here >= min(count, 1)
         assert there >= (count >= 2)
@@ -312,18 +316,19 @@ def test_duplicates_share_a_side_and_do_not_shift_it():
     assert examples.split(same, 1.0, SEED)[0].labels.count(0) == 10
 
 
-@pytest.mark.parametrize("seed", range(40))
-def test_duplicates_across_classes_share_a_side_and_every_class_is_still_on_both(seed):
+@pytest.mark.parametrize("ratio", [0.0, 0.1, 0.2, 0.8, 1.0])
+@pytest.mark.parametrize("seed", range(4))
+def test_duplicates_across_classes_share_a_side_and_every_class_is_still_on_both(seed, ratio):
     draw = random.Random(seed)
     shared = [f"shared {number}" for number in range(6)]
-    classes = [
-        draw.sample(shared, draw.randint(1, 4)) + [f"own {label} {number}" for number in range(draw.randint(1, 2))]
-        for label in range(4)
-    ]
-    for ratio in (0.0, 0.1, 0.2, 0.8, 1.0):
+    for _ in range(10):
+        classes = [
+            draw.sample(shared, draw.randint(1, 4)) + [f"own {label} {number}" for number in range(draw.randint(1, 2))]
+            for label in range(4)
+        ]
         whole = made(*classes, [shared[0]])  # The last class has one photo, which others may have too.
-        training, validation = examples.split(whole, ratio, seed)
         sides_of(whole, ratio, seed)
+        training, validation = examples.split(whole, ratio, seed)
         assert set(training.labels) == {0, 1, 2, 3, 4}
         assert set(validation.labels) == {0, 1, 2, 3}
 
@@ -337,7 +342,7 @@ def test_another_seed_gives_another_split_and_the_same_seed_the_same():
 
 @pytest.mark.parametrize("ratio", [0.05, 0.2, 0.5, 0.9])
 def test_the_share_of_validation_is_the_ratio_in_expectation_in_every_class(ratio):
-    count = 4000
+    count = 1000
     whole = made(range(count), range(count, 2 * count))
     _, validation = examples.split(whole, ratio, SEED)
     for label in (0, 1):
