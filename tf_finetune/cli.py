@@ -81,7 +81,9 @@ def _tied(arguments: Sequence[str]) -> list[str]:
 
 
 def _parser() -> Parser:
-    parser = Parser(prog="tf-finetune", description="Fine-tunes pretrained TensorFlow models on your own photos.")
+    parser = Parser(
+        prog="tf-finetune", description="Fine-tunes pretrained TensorFlow models on your own photos or texts."
+    )
     parser.add_argument("--version", action="version", version=f"tf-finetune {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
     _add_train(commands)
@@ -91,15 +93,20 @@ def _parser() -> Parser:
         added.set_defaults(run=run)
         return added
 
-    demo = command("demo", _demo, "run the whole job on photos from a PyPI wheel")
-    demo.add_argument("--task", choices=["image"], default="image", help="what to classify (default: image)")
+    demo = command("demo", _demo, "run the whole job on photos or texts from a PyPI wheel")
+    demo.add_argument("--task", choices=["image", "text"], default="image", help="what to classify (default: image)")
     demo.add_argument("--output", metavar="LOCATION", default=None, help="where results go (default: results)")
-    predict = command("predict", _predict, "answer photos by an archive, one JSON object a line")
+    predict = command("predict", _predict, "answer photos or texts by an archive, one JSON object a line")
     predict.add_argument("archive", metavar="ARCHIVE", help="model.tar.gz, or the folder that it was unpacked to")
-    predict.add_argument("inputs", metavar="INPUT", nargs="+", help="a photo, or a folder of photos")
-    evaluate = command("evaluate", _evaluate, "print the figures of an archive on labelled photos, as JSON")
+    predict.add_argument(
+        "inputs",
+        metavar="INPUT",
+        nargs="+",
+        help="a photo or a folder of photos; a text, a file of lines, or - for standard input",
+    )
+    evaluate = command("evaluate", _evaluate, "print the figures of an archive on labelled photos or texts, as JSON")
     evaluate.add_argument("archive", metavar="ARCHIVE", help="model.tar.gz, or the folder that it was unpacked to")
-    evaluate.add_argument("channel", metavar="CHANNEL", help="folder of class folders")
+    evaluate.add_argument("channel", metavar="CHANNEL", help="folder of class folders, or with data.csv")
     backbones = command("backbones", _backbones, "list the backbones that are known by name, or show one")
     backbones.add_argument("id", metavar="ID", nargs="?", help="a backbone's id")
     backbones.add_argument("--json", action="store_true", help="print JSON")
@@ -111,12 +118,12 @@ def _parser() -> Parser:
 def _add_train(commands: Any) -> None:
     from tf_finetune import hyperparameters
 
-    text = "train a classifier on class folders, and write a proven model.tar.gz and a report"
+    text = "train a classifier on class folders or data.csv, and write a proven model.tar.gz and a report"
     train = commands.add_parser("train", help=text, description=text, allow_abbrev=False)
     train.set_defaults(run=_train)
     places = train.add_argument_group("places")
     meanings = {
-        "training": "folder that holds one folder of photos per class (required; on SageMaker the channel)",
+        "training": "folder of class folders of photos, or with data.csv (required; on SageMaker the channel)",
         "validation": "like training; without it a part of training is kept for validation",
         "test": "like training; scored once, at the end",
         "model": "a pretrained SavedModel: folder or .tar.gz",
@@ -129,7 +136,9 @@ def _add_train(commands: Any) -> None:
     rows = train.add_argument_group("hyperparameters (hyphens or underscores)")
     for row in hyperparameters.table():
         names = dict.fromkeys([f"--{row['name'].replace('_', '-')}", f"--{row['name']}"])
-        default = f"default: {row['default'] or 'empty'}" + (f", texts: {row['text_default']}" * bool(row["text_default"]))
+        default = f"default: {row['default'] or 'empty'}" + (
+            f", texts: {row['text_default']}" * bool(row["text_default"])
+        )
         help_text = f"{row['meaning']} ({row['accepts']}; {default})".replace("%", "%%")
         rows.add_argument(
             *names, dest=f"hp:{row['name']}", metavar="VALUE", nargs="?", const=BARE, action="append", help=help_text
@@ -230,15 +239,19 @@ def _tell_result(record: dict[str, Any]) -> None:
 def _demo(flags: argparse.Namespace, rest: Sequence[str]) -> int:
     from tf_finetune import demo
 
-    return demo.run(flags.output, _run)
+    return demo.run(flags.task, flags.output, _run)
 
 
 def _predict(flags: argparse.Namespace, rest: Sequence[str]) -> int:
-    _check_existence(flags.archive, *flags.inputs)
+    _check_existence(flags.archive)
+    from tf_finetune import archive
+
+    if archive.task_of(flags.archive) == "image":
+        _check_existence(*flags.inputs)
     from tf_finetune import predictor
 
     model = predictor.load(flags.archive)
-    for batch in predictor.batches(flags.inputs):
+    for batch in predictor.batches(model.task, flags.inputs):
         for answer in model.predict(batch):
             print(json.dumps(answer, ensure_ascii=False), flush=True)
     return 0

@@ -55,7 +55,7 @@ def _field(
         **used_when: The settings without which it has no effect.
     """
     extra = {"task": task, "text_default": default if text is None else text, "used_when": used_when}
-    return pydantic.Field(default, description=description, json_schema_extra=extra)  # type: ignore[arg-type]
+    return pydantic.Field(default, description=description, json_schema_extra=extra)
 
 
 class Hyperparameters(pydantic.BaseModel):
@@ -79,12 +79,18 @@ class Hyperparameters(pydantic.BaseModel):
     warmup_steps_fraction: Fraction = _field(
         0.0, "share of all steps in which the learning rate rises from 0 to learning_rate; 0.1 for texts with adamw"
     )
-    momentum: Fraction = _field(0.9, "momentum of the optimizer; rmsprop uses it for photos only", optimizer=("sgd", "nesterov", "rmsprop"))
+    momentum: Fraction = _field(
+        0.9, "momentum of the optimizer; rmsprop uses it for photos only", optimizer=("sgd", "nesterov", "rmsprop")
+    )
     beta_1: Fraction = _field(0.9, "decay of the first moment", optimizer=("adam", "adamw"))
     beta_2: Fraction = _field(0.999, "decay of the second moment", optimizer=("adam", "adamw"))
-    epsilon: Fraction = _field(1e-7, "keeps divisions stable", optimizer=("adam", "adamw", "rmsprop", "adagrad", "adadelta"))
+    epsilon: Fraction = _field(
+        1e-7, "keeps divisions stable", optimizer=("adam", "adamw", "rmsprop", "adagrad", "adadelta")
+    )
     rho: Fraction = _field(0.95, "decay of the squared gradients", optimizer=("rmsprop", "adadelta"))
-    initial_accumulator_value: Fraction = _field(0.1, "starting value of the accumulators", text=0.0001, optimizer=("adagrad",))
+    initial_accumulator_value: Fraction = _field(
+        0.1, "starting value of the accumulators", text=0.0001, optimizer=("adagrad",)
+    )
     dropout_rate: Fraction = _field(0.2, "share of the features dropped in each training step")
     regularizers_l2: Fraction = _field(0.0001, "L2 penalty on the head's kernel")
     label_smoothing: Fraction = _field(0.1, "share of each target spread evenly over all classes", text=0.0)
@@ -110,7 +116,10 @@ class Hyperparameters(pydantic.BaseModel):
         "horizontal_and_vertical", "directions in which photos are flipped", task="image", augmentation=(True,)
     )
     augmentation_random_rotation: SignedFraction = _field(
-        0.2, "largest rotation either way, as a fraction of a full turn (0.2 is 72 degrees)", task="image", augmentation=(True,)
+        0.2,
+        "largest rotation either way, as a fraction of a full turn (0.2 is 72 degrees)",
+        task="image",
+        augmentation=(True,),
     )
     augmentation_random_zoom: SignedFraction = _field(
         0.1, "largest zoom either way, as a fraction of the height", task="image", augmentation=(True,)

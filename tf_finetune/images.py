@@ -49,9 +49,7 @@ class Preprocessing:
         return {**dataclasses.asdict(self), "pixel_range": list(self.pixel_range)}
 
 
-def plan(
-    settings: Hyperparameters, card: Card | None, handle: str, fixed_size: int | None = None
-) -> Preprocessing:
+def plan(settings: Hyperparameters, card: Card | None, handle: str, fixed_size: int | None = None) -> Preprocessing:
     """Returns how photos are prepared: the user's word first, then the SavedModel's and the card's.
 
     Args:

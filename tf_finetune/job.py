@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -171,7 +171,9 @@ def _card(handle: str, task: str | None) -> catalog.Card | None:
     if card and task and card.task != task:
         wanted = [other.id for other in catalog.cards(task)]
         takes, holds = hyperparameters.PLURALS[card.task], hyperparameters.PLURALS[task]
-        raise UsageError(f"backbone {handle} takes {takes}, but the training channel holds {holds}. Choose {listed(wanted)}.")
+        raise UsageError(
+            f"backbone {handle} takes {takes}, but the training channel holds {holds}. Choose {listed(wanted)}."
+        )
     return card
 
 

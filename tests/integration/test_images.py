@@ -136,8 +136,8 @@ def test_the_exported_graph_prepares_photos_as_training_does(tmp_path):
     for name, size in (("a/1.jpg", 77), ("a/2.png", 33), ("b/3.gif", 20), ("b/4.bmp", 90), ("b/5.webp", 41)):
         (channel / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(picture(size)).save(channel / name)
-    part = examples.read_class_folders(channel)
-    contents = tf.constant([example.path.read_bytes() for example in part.items])
+    part = examples.folders.read(channel)
+    contents = tf.constant([example.content.read_bytes() for example in part.items])
     module, loaders = tf.Module(), {}
     signatures = {}
     for method in METHODS:
@@ -299,7 +299,7 @@ def test_an_augmented_photo_keeps_its_range():
 
 def test_only_augmentation_switches_the_distortions_on(tmp_path):
     channel = builders.write_class_folders(tmp_path / "photos", per_class=1)
-    part, seed = examples.read_class_folders(channel), tf.constant([1, 2])
+    part, seed = examples.folders.read(channel), tf.constant([1, 2])
     strong = {"flip": "horizontal_and_vertical", "rotation": 0.5, "zoom": 0.5}
     plain, off, on = (
         images.loader(part, AS_IT_IS, given)(tf.constant(0, tf.int64), seed).numpy()

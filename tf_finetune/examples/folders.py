@@ -84,7 +84,9 @@ def class_folders(channel: Path, name: str = TRAINING) -> dict[str, Path]:
         )
     loose = [entry.name for entry in entries if entry.is_file() and _is_photo(entry.name) and entry.name[0] != "."]
     if loose:
-        log.warning("%s: %s beside the class folders left out: %s", channel, counted(len(loose), "photo"), listed(loose))
+        log.warning(
+            "%s: %s beside the class folders left out: %s", channel, counted(len(loose), "photo"), listed(loose)
+        )
     return folders
 
 
@@ -149,7 +151,7 @@ def _digests(paths: Iterable[Path]) -> list[str]:
         except OSError as error:
             raise DataError(f"{path} cannot be read: {error.strerror}. Mend or remove the file.") from None
 
-    with concurrent.futures.ThreadPoolExecutor(min(16, 2 * (os.cpucounted() or 1))) as pool:
+    with concurrent.futures.ThreadPoolExecutor(min(16, 2 * (os.cpu_count() or 1))) as pool:
         return list(pool.map(digest, paths))
 
 

@@ -20,10 +20,11 @@ from tf_finetune.examples.records import TRAINING, Example, Examples, check_know
 
 log = logging.getLogger(__name__)
 
+ENDINGS = (".csv", ".csv.gz")
 NAMES_FILE = "labels.txt"
 MAX_BYTES = 4 * 2**30  # Of the unpacked file, which is read into memory.
 WANTED = "Expected two columns and no header: class,text. Quote texts that hold commas, quotes or line breaks."
-HEADER_WORDS = frozenset("label labels class classes category target sentiment intent y".split())
+HEADER_WORDS = frozenset(["label", "labels", "class", "classes", "category", "target", "sentiment", "intent", "y"])
 
 
 def find(channel: Path, name: str) -> Path | None:
@@ -32,7 +33,7 @@ def find(channel: Path, name: str) -> Path | None:
     A channel may also be the file itself.
     """
     if channel.is_file():
-        return channel
+        return channel if channel.name.lower().endswith(ENDINGS) else None
     candidates = [channel / f"{stem}.csv{ending}" for stem in dict.fromkeys([name, "data"]) for ending in ("", ".gz")]
     return next((file for file in candidates if file.is_file()), None)
 
@@ -146,7 +147,9 @@ def _decoded(file: Path) -> str:
             "Save the file as CSV in UTF-8."
         ) from None
     if "\0" in text:
-        raise DataError(f"{file} line {text[: text.index(chr(0))].count(chr(10)) + 1}: a NUL byte; this is no CSV. {WANTED}")
+        raise DataError(
+            f"{file} line {text[: text.index(chr(0))].count(chr(10)) + 1}: a NUL byte; this is no CSV. {WANTED}"
+        )
     return text
 
 
