@@ -202,19 +202,25 @@ def parse(raw: Mapping[str, object], task: str | None = None) -> dict[str, Any]:
 
 
 def resolve(
-    given: Mapping[str, Any], card: Mapping[str, Any], task: str = "image"
+    given: Mapping[str, Any],
+    card: Mapping[str, Any],
+    whole: Mapping[str, Any] | None = None,
+    task: str = "image",
 ) -> tuple[Hyperparameters, dict[str, str]]:
     """Returns all settings, and for each where it came from.
 
     Args:
         given: What `parse` returned: the user's values.
         card: Values that the backbone's catalog card brings; they stand between the user's and the table's.
+        whole: Values that the card brings where the backbone is trained whole; they go before `card` then.
         task: "image" or "text", which some defaults depend on.
 
     Returns:
         The settings, and for each name "user", "card" or "default".
     """
     defaults = {name: _extra(name)["text_default"] for name in NAMES} if task == "text" else {}
+    if whole and not Hyperparameters(**{**defaults, **card, **given}).train_only_top_layer:
+        card = {**card, **whole}
     settings = Hyperparameters(**{**defaults, **card, **given})
     if task == "text" and settings.optimizer == "adamw" and "warmup_steps_fraction" not in {**card, **given}:
         settings = settings.model_copy(update={"warmup_steps_fraction": TEXT_ADAMW_WARMUP})

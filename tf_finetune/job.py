@@ -120,8 +120,8 @@ def plan(
     destination = tried(lambda: _destination(output, name or "model", sagemaker_output, folders.values()))
     if problems or task is None or values is None or destination is None or name is None or handle is None:
         raise _combined(problems)
-    brought = _brought(card, values) if card else {}
-    settings, sources = hyperparameters.resolve(values, brought, task)
+    brought = (card.defaults, card.whole_defaults) if card else ({}, {})
+    settings, sources = hyperparameters.resolve(values, *brought, task)
     return Job(
         task=task,
         training=folders["training"],
@@ -175,12 +175,6 @@ def _card(handle: str, task: str | None) -> catalog.Card | None:
             f"backbone {handle} takes {takes}, but the training channel holds {holds}. Choose {listed(wanted)}."
         )
     return card
-
-
-def _brought(card: catalog.Card, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the defaults that a card brings; some count only when the backbone is trained whole."""
-    whole = not values.get("train_only_top_layer", card.defaults.get("train_only_top_layer", True))
-    return {**card.defaults, **(card.whole_defaults if whole else {})}
 
 
 def _handle(values: Mapping[str, Any], model_channel: Path | None, task: str) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
+from typing import Any
 
 from tf_finetune import catalog, hyperparameters
 from tf_finetune.errors import UsageError, listed
@@ -58,18 +60,20 @@ def backbones_table(wanted: str | None, as_json: bool) -> str:
         raise UsageError(f"There is no backbone {wanted}.{hint} `tf-finetune backbones` lists all.")
     if as_json:
         return json.dumps(dataclasses.asdict(card), indent=2, default=dict)
-    settings, sources = hyperparameters.resolve({}, card.defaults)
-    brought = {name: getattr(settings, name) for name, source in sources.items() if source == "card"}
+    only_images = {
+        "image size": _size(card) + {True: ", fixed", False: ", others too", None: ""}[card.size_is_fixed],
+        "pixel range": _range(card),
+    }
     rows = {
         "id": card.id,
         "task": card.task,
         "handle": card.handle,
-        "image size": _size(card) + {True: ", fixed", False: ", others too", None: ""}[card.size_is_fixed],
-        "pixel range": _range(card),
+        **(only_images if card.task == "image" else {"preprocessor": card.preprocessor or "none needed"}),
         "features": _known(card.feature_size),
         "fine-tunable": "yes" if card.fine_tunable else "no",
         "licence": _known(card.licence),
-        "own defaults": ", ".join(f"{name}={value}" for name, value in brought.items()) or "none",
+        "own defaults": _settings(card.defaults),
+        "when whole": _settings(card.whole_defaults),
         "note": card.note or "-",
     }
     return "\n".join(f"{name + ':':14}{value}" for name, value in rows.items())
@@ -79,13 +83,21 @@ def _default(row: dict[str, str]) -> str:
     return row["default"] + (f" (text: {row['text_default']})" if row["text_default"] else "")
 
 
+def _settings(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in values.items()) or "none"
+
+
 def _size(card: catalog.Card) -> str:
+    if card.task == "text":
+        return "-"
     if card.image_size is not None:
         return str(card.image_size)
     return "any" if card.size_is_fixed is False else "unknown"
 
 
 def _range(card: catalog.Card) -> str:
+    if card.task == "text":
+        return "-"
     return ",".join(f"{value:g}" for value in card.pixel_range) if card.pixel_range else "unknown"
 
 

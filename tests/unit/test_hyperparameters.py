@@ -257,6 +257,16 @@ def test_the_users_value_beats_the_cards_and_the_cards_the_tables():
         settings.epochs = 4
 
 
+@pytest.mark.parametrize("given", [{}, {"train_only_top_layer": False}, {"train_only_top_layer": False, "epochs": 9}])
+def test_what_a_card_brings_for_training_it_whole_counts_then_only(given):
+    card, whole = {"epochs": 7, "batch_size": 8}, {"batch_size": 64, "epochs": 2}
+    settings, sources = hyperparameters.resolve(given, card, whole)
+    assert settings.batch_size == (64 if given else 8)
+    assert settings.epochs == given.get("epochs", 2 if given else 7)
+    assert (sources["batch_size"], sources["learning_rate"]) == ("card", "default")
+    assert sources["epochs"] == ("user" if "epochs" in given else "card")
+
+
 # Which optimizer uses what, from the contract; and what needs its switch.
 USED_BY = {
     "momentum": {"sgd", "nesterov", "rmsprop"},
