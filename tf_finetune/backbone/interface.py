@@ -74,10 +74,12 @@ def load_saved_model(path: Path) -> Any:
         raise BackboneError(f"{path} is no SavedModel: it has no saved_model.pb. {WAYS_OUT}.{hint}")
     if (path / "tfhub_module.pb").is_file():
         raise BackboneError(f"{path} is a TF1 hub module, which TensorFlow 2 cannot train. {WAYS_OUT}.")
-    if text_ops.needed_ops(path):
-        text_ops.register_text_ops()
     try:
+        if text_ops.needed_ops(path):
+            text_ops.register_text_ops()
         return tf.saved_model.load(str(path))
+    except BackboneError:
+        raise
     except tf.errors.NotFoundError as error:
         reason = str(error).split(" Make sure")[0].split("\n")[0]
         raise BackboneError(f"{path} cannot be loaded: {reason}. {WAYS_OUT}, of operations known here.") from None
