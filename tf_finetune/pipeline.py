@@ -83,17 +83,17 @@ def run(planned: Job, progress: Progress | None = None) -> dict[str, Any]:
 def read_parts(planned: Job) -> dict[str, Examples]:
     """Returns the examples of training, and of validation and test where there are any."""
     everything = examples.read(planned.task, planned.training)
-    names = everything.class_names
+    names, numbers = everything.class_names, everything.number_names
     if planned.validation:
         parts = {
             "training": everything,
-            "validation": examples.read(planned.task, planned.validation, names, "validation"),
+            "validation": examples.read(planned.task, planned.validation, names, "validation", numbers),
         }
     else:
         seed, ratio = planned.settings.random_seed, planned.settings.validation_split_ratio
         parts = dict(zip(("training", "validation"), examples.split(everything, ratio, seed), strict=True))
     if planned.test:
-        parts["test"] = examples.read(planned.task, planned.test, names, "test")
+        parts["test"] = examples.read(planned.task, planned.test, names, "test", numbers)
     counts = ", ".join(f"{len(part):,} {name}" for name, part in parts.items())
     log.info("data: %d classes, examples: %s", len(names), counts)
     return {name: part for name, part in parts.items() if len(part)}
@@ -102,13 +102,14 @@ def read_parts(planned: Job) -> dict[str, Examples]:
 def build_model(planned: Job, medium: Any, num_classes: int) -> tuple[Classifier, Any]:
     """Returns a classifier with a new head, and how examples are prepared. Call it inside the strategy's scope."""
     settings, card = planned.settings, planned.card
+    handle = card.handle if card else planned.handle
     preprocessor = settings.preprocessor or (card.preprocessor if card else None)
     body = backbone.Backbone(
-        locate(card.handle if card else planned.handle, settings),
+        locate(handle, settings),
         planned.task,
         trainable=not settings.train_only_top_layer,
         preprocessor=locate(preprocessor, settings) if preprocessor else None,
-        max_sequence_length=settings.max_sequence_length,
+        max_sequence_length=None if handle.startswith(catalog.PACKAGED) else settings.max_sequence_length,
     )
     preprocessing = medium.plan(settings, card, planned.handle, interface.image_size(body.interface))
     size = body.feature_size(preprocessing.as_json().get("image_size"))

@@ -57,6 +57,8 @@ class Backbone(keras.layers.Layer):
         self._adopt_variables()
         if self.interface.takes_tokens:
             self._load_preprocessor()
+        elif max_sequence_length:
+            log.warning("max_sequence_length has no effect: backbone %s takes whole texts", path)
         if trainable:
             self._check_trainable()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tf_finetune.examples import folders, texts
@@ -48,7 +48,13 @@ def check(task: str, channel: Path, name: str = TRAINING, class_names: Sequence[
     return sorted(folders.check_classes(channel, class_names, name))
 
 
-def read(task: str, channel: Path, class_names: Sequence[str] | None = None, name: str = TRAINING) -> Examples:
+def read(
+    task: str,
+    channel: Path,
+    class_names: Sequence[str] | None = None,
+    name: str = TRAINING,
+    number_names: Mapping[int, str] | None = None,
+) -> Examples:
     """Returns the examples of a channel.
 
     Args:
@@ -56,8 +62,11 @@ def read(task: str, channel: Path, class_names: Sequence[str] | None = None, nam
         channel: Folder of class folders, or with data.csv; or the file of texts.
         class_names: The training classes, when another channel is read against them.
         name: What to call the channel in messages.
+        number_names: What training calls the numbers of data.csv, when another channel is read against it.
 
     Raises:
         FinetuneError: The channel is missing, empty, broken, has one class only or one unknown to training.
     """
-    return texts.read(channel, class_names, name) if task == "text" else folders.read(channel, class_names, name)
+    if task == "text":
+        return texts.read(channel, class_names, name, number_names)
+    return folders.read(channel, class_names, name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from tf_finetune.errors import DataError, listed
@@ -35,10 +35,12 @@ class Examples:
     Attributes:
         class_names: The K class names; an example's label is an index into them.
         items: The examples.
+        number_names: The class name of each number, where labels.txt names those of data.csv.
     """
 
     class_names: tuple[str, ...]
     items: tuple[Example, ...]
+    number_names: Mapping[int, str] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.items)

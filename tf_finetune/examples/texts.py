@@ -12,7 +12,7 @@ import io
 import logging
 import re
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tf_finetune.errors import DataError, UsageError, listed
@@ -51,7 +51,12 @@ def locate(channel: Path, name: str) -> Path:
     return file
 
 
-def read(channel: Path, class_names: Sequence[str] | None = None, name: str = TRAINING) -> Examples:
+def read(
+    channel: Path,
+    class_names: Sequence[str] | None = None,
+    name: str = TRAINING,
+    number_names: Mapping[int, str] | None = None,
+) -> Examples:
     """Returns the texts of a channel.
 
     Classes that are all integers keep their numerical order, others the alphabetical one. labels.txt beside the file
@@ -61,6 +66,7 @@ def read(channel: Path, class_names: Sequence[str] | None = None, name: str = TR
         channel: A folder that holds data.csv or data.csv.gz, or that file.
         class_names: The training classes, when another channel is read against them.
         name: What to call the channel in messages.
+        number_names: What training calls the numbers, when another channel is read against it.
 
     Raises:
         UsageError: There is no such file.
@@ -69,9 +75,12 @@ def read(channel: Path, class_names: Sequence[str] | None = None, name: str = TR
     file = locate(channel, name)
     rows = _rows(file)
     _check_header(file, rows)
-    labels = _named(file, [label for _, label, _ in rows])
+    written = [label for _, label, _ in rows]
+    number_names = _number_names(file, written, number_names or {})
+    as_written = set(class_names or (() if all(map(_is_integer, written)) else written))
+    labels = [_named(label, number_names, as_written) for label in written]
     if class_names is None:
-        class_names = _ordered(file, [label for _, label, _ in rows], labels)
+        class_names = _ordered(file, written, labels)
     else:
         check_known(labels, class_names, name, channel)
     indices = {class_name: index for index, class_name in enumerate(class_names)}
@@ -79,7 +88,8 @@ def read(channel: Path, class_names: Sequence[str] | None = None, name: str = TR
         Example(f"{file.name}:{line}", indices[label], text, hashlib.sha256(text.encode("utf-8")).hexdigest())
         for (line, _, text), label in zip(rows, labels, strict=True)
     ]
-    return Examples(tuple(class_names), tuple(sorted(items, key=lambda example: (example.digest, example.id))))
+    ordered = tuple(sorted(items, key=lambda example: (example.digest, example.id)))
+    return Examples(tuple(class_names), ordered, number_names)
 
 
 def _rows(file: Path) -> list[tuple[int, str, str]]:
@@ -90,7 +100,7 @@ def _rows(file: Path) -> list[tuple[int, str, str]]:
     """
     rows, wrong, unlabelled = [], [], []
     for line, cells in _parsed(file):
-        if not any(cells):
+        if len(cells) < 2 and not "".join(cells).strip():
             continue  # A blank line.
         if len(cells) != 2:
             wrong.append(f"line {line} has {len(cells)}")
@@ -140,7 +150,7 @@ def _decoded(file: Path) -> str:
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
+        line = _line_of(content[: error.start].decode("latin-1"))
         hint = " It looks like UTF-16." if content[:2] in (b"\xff\xfe", b"\xfe\xff") else ""
         raise DataError(
             f"{file} line {line}: byte 0x{content[error.start]:02x} at offset {error.start:,} is not UTF-8.{hint} "
@@ -148,9 +158,14 @@ def _decoded(file: Path) -> str:
         ) from None
     if "\0" in text:
         raise DataError(
-            f"{file} line {text[: text.index(chr(0))].count(chr(10)) + 1}: a NUL byte; this is no CSV. {WANTED}"
+            f"{file} line {_line_of(text[: text.index(chr(0))])}: a NUL byte; this is no CSV. {WANTED}"
         )
     return text
+
+
+def _line_of(before: str) -> int:
+    """Returns the number of the line that follows a text."""
+    return len(re.findall(r"\r\n|\r|\n", before)) + 1
 
 
 def _content(file: Path) -> bytes:
@@ -175,12 +190,18 @@ def _check_header(file: Path, rows: Sequence[tuple[int, str, str]]) -> None:
         raise DataError(f"{file} line {line} looks like a header: {first},{text[:40]}. {WANTED} Remove that line.")
 
 
-def _named(file: Path, labels: Sequence[str]) -> list[str]:
-    """Returns the class name of each row: what labels.txt calls it, else what stands there."""
-    if not all(_is_integer(label) for label in labels):
-        return list(labels)
-    names = _names(file.parent / NAMES_FILE, sorted({int(label) for label in labels}))
-    return [names.get(int(label), _plain(label)) for label in labels]
+def _number_names(file: Path, labels: Sequence[str], training: Mapping[int, str]) -> Mapping[int, str]:
+    """Returns what labels.txt calls the numbers, where all classes are numbers; training's own come first."""
+    if training or not all(_is_integer(label) for label in labels):
+        return training
+    return _names(file.parent / NAMES_FILE, sorted({int(label) for label in labels}))
+
+
+def _named(label: str, number_names: Mapping[int, str], as_written: Collection[str]) -> str:
+    """Returns a label's class name; a number is written the shortest way, unless a class is called as it stands."""
+    if not _is_integer(label) or (label in as_written and int(label) not in number_names):
+        return label
+    return number_names.get(int(label), str(int(label)))
 
 
 def _ordered(file: Path, labels: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:
@@ -200,32 +221,33 @@ def _ordered(file: Path, labels: Sequence[str], names: Sequence[str]) -> tuple[s
 def _names(file: Path, numbers: Sequence[int]) -> Mapping[int, str]:
     """Returns the name of each number that labels.txt names: `number<TAB>name` lines, or a name a line.
 
-    A name a line stands for 0, 1, 2, ..., or for the numbers in their order when there are as many lines as numbers.
+    A name a line stands for the numbers in their order when there are as many; else for 0, 1, 2, ... or 1, 2, 3, ...
 
     Raises:
-        DataError: A name stands there twice.
+        DataError: A name stands there twice, or what it stands for cannot be told.
     """
     if not file.is_file():
         return {}
-    lines = [line.strip() for line in _decoded(file).splitlines() if line.strip()]
-    pairs = [re.fullmatch(r"(-?\d+)\t\s*(.+)", line) for line in lines]
+    lines = [line.strip() for line in re.split(r"[\r\n]+", _decoded(file)) if line.strip()]
+    pairs = [re.fullmatch(r"([+-]?\d+)\t\s*(.+)", line) for line in lines]
     if lines and all(pairs):
         names = {int(pair[1]): pair[2].strip() for pair in pairs if pair}
     elif len(lines) == len(numbers):
         names = dict(zip(numbers, lines, strict=True))
+    elif numbers[0] == 0 or numbers[0] > 0 and numbers[-1] == len(lines):
+        names = dict(enumerate(lines, start=min(numbers[0], 1)))
     else:
-        names = dict(enumerate(lines))
-    if len(set(names.values())) < len(names):
-        raise DataError(f"{file}: a class name stands there twice. Expected a name a line, or number<TAB>name.")
+        raise DataError(
+            f"{file} has {counted(len(lines), 'name')}, and the data has the numbers {listed(numbers)}: it cannot be "
+            "told which number each name is for. Expected lines of number<TAB>name."
+        )
+    if len(set(names.values())) < len(lines):
+        raise DataError(f"{file}: a name or number stands there twice. Expected a name a line, or number<TAB>name.")
     return names
 
 
 def _is_integer(label: str) -> bool:
     return re.fullmatch(r"[+-]?\d{1,18}", label) is not None
-
-
-def _plain(label: str) -> str:
-    return str(int(label))
 
 
 def _other_separator(file: Path) -> str:

