@@ -270,9 +270,12 @@ def write_csv(folder: Path, rows, name: str = "data.csv", encoding: str = "utf-8
     import gzip
     import io
 
-    text = io.StringIO(newline="")
-    csv.writer(text, lineterminator=newline).writerows(rows)
-    content = text.getvalue().encode(encoding)
+    lines = []
+    for row in rows:
+        line = io.StringIO(newline="")
+        csv.writer(line, lineterminator="\r\n").writerow(row)  # Which has line breaks of any kind quoted.
+        lines.append(line.getvalue().removesuffix("\r\n") + newline)
+    content = "".join(lines).encode(encoding)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
     return folder

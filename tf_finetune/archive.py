@@ -238,10 +238,11 @@ def _write(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> None:
         shutil.copyfileobj(source, target, _CHUNK)
 
 
-def task_of(archive: Path | str) -> str | None:
+def task_of(archive: Path | str) -> str:
     """Returns the task of a model's archive, or of the folder that it was unpacked to: "image" or "text".
 
-    None where that cannot be told, which the loading of the archive will explain.
+    Raises:
+        ExportError: It is no archive of ours.
     """
     name = "tf_finetune.json"
     try:
@@ -254,4 +255,7 @@ def task_of(archive: Path | str) -> str | None:
                 content = stream.read(1 << 20) if stream else b""
         return json.loads(content)["task"]
     except (OSError, EOFError, ValueError, KeyError, TypeError, StopIteration, tarfile.TarError, zlib.error):
-        return None
+        raise ExportError(
+            f"{archive} holds no model of tf_finetune: its tf_finetune.json is missing or broken. Expected a "
+            "model.tar.gz, or the folder that it was unpacked to."
+        ) from None

@@ -7,13 +7,17 @@ during a job), 2 our own fault (a traceback).
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import logging
 import os
 import re
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from tf_finetune import __version__, environment
@@ -37,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     in_job = arguments[:1] == ["train"]
+    if threading.current_thread() is threading.main_thread():  # A job that is stopped cleans up, as at Ctrl-C.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         flags, rest = _parser().parse_known_args(_tied(environment.without_toolkit_arguments(arguments)))
         _start_log()
@@ -244,13 +250,16 @@ def _demo(flags: argparse.Namespace, rest: Sequence[str]) -> int:
 
 def _predict(flags: argparse.Namespace, rest: Sequence[str]) -> int:
     _check_existence(flags.archive)
-    from tf_finetune import archive
+    from tf_finetune import examples
 
-    if archive.task_of(flags.archive) == "image":
+    if _task_of(flags.archive) == "image":
         _check_existence(*flags.inputs)
+        for folder in filter(os.path.isdir, flags.inputs):
+            examples.folders.check_any(Path(folder))
     from tf_finetune import predictor
 
     model = predictor.load(flags.archive)
+    _answer_in_utf_8()
     for batch in predictor.batches(model.task, flags.inputs):
         for answer in model.predict(batch):
             print(json.dumps(answer, ensure_ascii=False), flush=True)
@@ -259,10 +268,27 @@ def _predict(flags: argparse.Namespace, rest: Sequence[str]) -> int:
 
 def _evaluate(flags: argparse.Namespace, rest: Sequence[str]) -> int:
     _check_existence(flags.archive, flags.channel)
+    from tf_finetune import examples
+
+    examples.check(_task_of(flags.archive), Path(flags.channel), "evaluation")
     from tf_finetune import predictor
 
+    _answer_in_utf_8()
     print(json.dumps(predictor.evaluate(predictor.load(flags.archive), flags.channel), indent=2, ensure_ascii=False))
     return 0
+
+
+def _answer_in_utf_8() -> None:
+    """Makes standard output UTF-8, as JSON is, whatever the locale; file names come out as the bytes that they are."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
+
+
+def _task_of(place: str) -> str:
+    """Returns the task of an archive, before the seconds that TensorFlow takes to be imported."""
+    from tf_finetune import archive
+
+    return archive.task_of(place)
 
 
 def _check_existence(*places: str) -> None:

@@ -7,6 +7,7 @@ written to the standard-error descriptor before any log level counts.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import sys
@@ -32,10 +33,12 @@ def _without_noise() -> Iterator[None]:
     with tempfile.TemporaryFile() as held:
         sys.__stderr__.flush()  # type: ignore[union-attr]
         os.dup2(held.fileno(), descriptor)
-        failed = True
+        failed = False
         try:
             yield
-            failed = False
+        except Exception:
+            failed = True
+            raise
         finally:
             os.dup2(kept, descriptor)
             os.close(kept)
@@ -73,6 +76,12 @@ def strategy(replicas: int | None = None) -> tf.distribute.Strategy:
     if len(devices) == 1:
         return tf.distribute.OneDeviceStrategy(devices[0])
     log.info("training on %d devices: %s", replicas, ", ".join(devices))
+    return _mirrored(tuple(devices))
+
+
+@functools.cache
+def _mirrored(devices: tuple[str, ...]) -> tf.distribute.Strategy:
+    """Returns the same strategy each time: two in one process number their collective operations alike, and clash."""
     with _without_noise():
         return tf.distribute.MirroredStrategy(devices)
 

@@ -10,7 +10,7 @@ import difflib
 import json
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import pydantic
@@ -231,6 +231,19 @@ def resolve(
 def default(name: str, task: str) -> Any:
     """Returns the table's default of a hyperparameter for a task."""
     return _extra(name)["text_default"] if task == "text" else FIELDS[name].default
+
+
+def check_classes(values: Mapping[str, Any], class_names: Sequence[str]) -> None:
+    """Compares binary_mode with the number of classes.
+
+    Raises:
+        HyperparameterError: It is on, and there are not two.
+    """
+    if values.get("binary_mode") and len(class_names) != 2:
+        raise HyperparameterError(
+            f"binary_mode: expected two classes in the training channel; received {len(class_names)}: "
+            f"{listed(class_names)}. Leave it off."
+        )
 
 
 def without_effect(settings: Hyperparameters, given: Iterable[str]) -> list[str]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tf_finetune import catalog, examples, hyperparameters
+from tf_finetune import catalog, examples, hyperparameters, storage
 from tf_finetune.errors import MESSAGE_LIMIT, FinetuneError, UsageError, listed, shortened
 from tf_finetune.hyperparameters import Hyperparameters
 
@@ -105,10 +105,15 @@ def plan(
             problems.append(UsageError(f"{error.filename} cannot be used: {error.strerror}. Give another path."))
         return None
 
-    folders = {channel: Path(place) for channel, place in channels.items() if place}
+    for channel, place in channels.items():
+        if "://" in str(place or ""):
+            problems.append(UsageError(f"{channel} channel {place}: only folders on this machine are supported yet."))
+    folders = {channel: Path(place) for channel, place in channels.items() if place and "://" not in str(place)}
     task = tried(lambda: _task(folders))
     values = tried(lambda: hyperparameters.parse(given, task))
     classes = tried(lambda: examples.check(task, folders["training"])) if task else None
+    if values and classes:
+        tried(lambda: hyperparameters.check_classes(values, classes))
     for other in [channel for channel in ("validation", "test") if channel in folders]:
         tried(lambda other=other: examples.check(task or "image", folders[other], other, classes))  # type: ignore[misc]
     asked = {key: value for key, value in given.items() if hyperparameters.canonical(key) == "backbone"}
@@ -144,6 +149,8 @@ def warn_of_settings_without_effect(job: Job) -> list[str]:
     lines = hyperparameters.without_effect(job.settings, given)
     if job.validation and "validation_split_ratio" in given:
         lines.append("validation_split_ratio has no effect: there is a validation channel")
+    if "momentum" in given and job.task == "text" and job.settings.optimizer == "rmsprop":
+        lines.append("momentum has no effect: rmsprop uses it for photos only")
     if "reinitialize_top_layer" in given:
         lines.append("reinitialize_top_layer has no effect: there is no earlier result to take a head from")
     for line in lines:
@@ -187,6 +194,8 @@ def _handle(values: Mapping[str, Any], model_channel: Path | None, task: str) ->
     else:
         handle = str(_in_model_channel(model_channel))
     is_remote = handle.startswith(("http://", "https://", "s3://"))
+    if handle.startswith("s3://") or (_exists(handle) and (os.sep in handle or catalog.find(handle) is None)):
+        storage.check_local(handle)
     if not is_remote and not _exists(handle) and catalog.find(handle) is None:
         close = catalog.suggestions(handle)
         hint = f" Did you mean {listed(close)}?" if close else ""

@@ -22,6 +22,7 @@ from tf_finetune import (
     examples,
     export,
     features,
+    hyperparameters,
     images,
     job,
     packaged,
@@ -58,6 +59,7 @@ def run(planned: Job, progress: Progress | None = None) -> dict[str, Any]:
     strategy = devices.strategy(planned.replicas)
     with watch.stage("data"):
         parts = read_parts(planned)
+        hyperparameters.check_classes(settings.model_dump(), parts["training"].class_names)
     with watch.stage("backbone"), strategy.scope():
         model, preprocessing = build_model(planned, medium, len(parts["training"].class_names))
     with medium.explaining_failures(parts.values(), preprocessing):

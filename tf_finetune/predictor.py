@@ -54,7 +54,8 @@ class Predictor:
         Raises:
             DataError: A file cannot be read, or is no photo that can be decoded.
         """
-        given = [inputs] if isinstance(inputs, (str, Path, bytes)) else list(inputs)
+        given = [inputs] if isinstance(inputs, (str, Path, bytes, bytearray)) else list(inputs)
+        given = [bytes(item) if isinstance(item, bytearray) else item for item in given]
         rows = self.probabilities(given)
         return [
             {
@@ -168,7 +169,7 @@ def batches(task: str, names: Iterable[str]) -> Iterator[list[Any]]:
         names: The words of the command line.
 
     Raises:
-        DataError: A folder holds no photos, or a file cannot be read.
+        DataError: A file cannot be read.
     """
     batch: list[Any] = []
     for name in names:
@@ -183,20 +184,17 @@ def batches(task: str, names: Iterable[str]) -> Iterator[list[Any]]:
 
 def _photos(name: str) -> list[Path]:
     path = Path(name)
-    found = examples.folders.photos(path) if path.is_dir() else [path]
-    if not found:
-        raise DataError(f"{name} holds no photos. Expected .jpg, .png, .bmp, .gif or .webp files in it.")
-    return found
+    return examples.folders.photos(path) if path.is_dir() else [path]
 
 
 def _lines(name: str) -> Iterator[str]:
-    if name == "-":
-        yield from (line.rstrip("\n") for line in sys.stdin)
-    elif os.path.isfile(name):
-        try:
-            with open(name, encoding="utf-8-sig") as stream:
-                yield from (line.rstrip("\n") for line in stream)
-        except UnicodeDecodeError as error:
-            raise DataError(f"{name} is not UTF-8: {error.reason}. Expected a text a line.") from None
-    else:
+    if name != "-" and not os.path.isfile(name):
         yield name
+        return
+    source = sys.stdin.fileno() if name == "-" else name
+    try:
+        with open(source, encoding="utf-8-sig", closefd=name != "-") as stream:  # Whatever the locale's encoding is.
+            yield from (line.rstrip("\n") for line in stream)
+    except UnicodeDecodeError as error:
+        what = "standard input" if name == "-" else name
+        raise DataError(f"{what} is not UTF-8: {error.reason}. Expected a text a line.") from None

@@ -77,7 +77,7 @@ def refusal(folder: Path, content: str | bytes, kind: type[FinetuneError] = Data
         ("7 1000000 100", ("7", "100", "1000000")),
         ("01 2 +1 3", ("1", "2", "3")),
         ("spam ham", ("ham", "spam")),
-        ("10 9 b", ("10", "9", "b")),
+        ("10 09 b", ("09", "10", "b")),
         ("0.5 1.5", ("0.5", "1.5")),
         ("naïve 日本 a", ("a", "naïve", "日本")),
     ],
@@ -124,9 +124,9 @@ def test_labels_txt_names_the_numbers(tmp_path, labels, content, names):
 
 
 def test_a_name_that_stands_twice_in_labels_txt_is_refused(tmp_path):
-    for content in ("ham\nham\n", "1\tham\n2\tham\n"):
+    for content in ("ham\nham\n", "1\tham\n2\tham\n", "1\tham\n1\tspam\n"):
         (tmp_path / "labels.txt").write_text(content)
-        with pytest.raises(DataError, match=r"labels\.txt: a class name stands there twice"):
+        with pytest.raises(DataError, match=r"labels\.txt: a name or number stands there twice"):
             read(tmp_path, GOOD)
 
 
@@ -148,6 +148,13 @@ def test_other_channels_call_the_numbers_as_training_does(tmp_path, own):
             (other / "labels.txt").write_text(own)
         result = examples.read("text", other, everything.class_names, "validation", everything.number_names)
         assert found(result) == {"data.csv:1": (name, "d")}
+
+
+def test_numbers_among_names_are_names_in_every_channel(tmp_path):
+    everything = read(tmp_path, "01,a\nb,c\n")
+    assert everything.class_names == ("01", "b")
+    assert found(read(tmp_path, "01,a\n", class_names=everything.class_names)) == {"data.csv:1": ("01", "a")}
+    assert found(read(tmp_path, "01,a\n", class_names=("1", "2"))) == {"data.csv:1": ("1", "a")}
 
 
 def test_packed_files_files_as_channels_and_named_files_are_found(tmp_path):
@@ -380,7 +387,7 @@ def channels(tmp_path):
 @pytest.mark.parametrize(
     ("task", "wrong", "suggested"),
     [
-        ("text", "efficientnet-lite0", "universal-sentence-encoder-multilingual, minilm-l6"),
+        ("text", "efficientnet-lite0", "minilm-l6, universal-sentence-encoder-multilingual"),
         ("image", "minilm-l6", "efficientnet-lite0"),
     ],
 )
@@ -395,8 +402,7 @@ def test_a_channel_of_texts_plans_a_job_of_texts(channels):
     assert (planned.task, planned.card.id) == ("text", "universal-sentence-encoder-multilingual")
     assert planned.settings.train_only_top_layer
     assert planned.settings.epochs == 10
-    planned = plan(channels["text"] / "data.csv")
-    assert (planned.task, planned.name) == ("text", "data")
+    assert plan(channels["text"] / "data.csv").task == "text"
 
 
 def test_other_channels_of_a_text_job_must_hold_texts(channels):
@@ -424,10 +430,13 @@ def test_bert_like_cards_bring_their_settings_only_when_they_are_trained_whole(c
         ("--augmentation", ["augmentation: it is for photos only", "holds texts"]),
         ("--max-sequence-length 2", ["max_sequence_length: expected an integer from 3 to 512"]),
         ("--max-sequence-length 513", ["max_sequence_length: expected an integer from 3 to 512"]),
-        ("--backbone efficientnet-lite0", ["takes photos", "Choose universal-sentence-encoder-multilingual"]),
+        (
+            "--backbone efficientnet-lite0",
+            ["takes photos", "Choose minilm-l6, universal-sentence-encoder-multilingual"],
+        ),
         ("--backbone minilm-16", ["Did you mean", "minilm-l6"]),
         ("--validation nowhere", ["validation channel nowhere does not exist", "data.csv"]),
-        ("--optimizer adamx", ["mean adamw?"]),
+        ("--optimizer adamww", ["mean adamw?"]),
     ],
 )
 def test_wrong_uses_with_texts_are_answered_in_one_message(words, parts, channels, capsys, monkeypatch):

@@ -94,7 +94,14 @@ class Backbone(keras.layers.Layer):
             shape = self.interface.input_spec.shape
             sides = shape[1:3] if shape.rank else [None, None]
             blank = tf.zeros([1, *(side or image_size for side in sides), 3])
-        traced = tf.function(self.call).get_concrete_function(tf.TensorSpec.from_tensor(blank))
+        try:  # Without AutoGraph, which would rewrite our messages.
+            traced = tf.function(self.call, autograph=False).get_concrete_function(tf.TensorSpec.from_tensor(blank))
+        except (ValueError, tf.errors.InvalidArgumentError) as error:
+            reason = (str(error).strip().split("\n") or [""])[-1].strip()[:300]
+            raise BackboneError(
+                f"backbone {self.saved_model} cannot take inputs of shape {blank.shape}: {reason}. Choose another "
+                "image_size."
+            ) from None
         size = traced.structured_outputs.shape
         if size.rank is None or size[-1] is None:
             strategy = tf.distribute.get_strategy()  # Mirrored variables can only be read inside of `run`.

@@ -118,7 +118,9 @@ def read(loaded: Any, path: Path, task: str) -> Interface:
         if len(named) == 1 and _is_input(next(iter(named.values())), task):
             return Interface(signature, next(iter(named.values())), next(iter(named)), frozenset())
     wanted = "float32 [None, height, width, 3] photos" if task == "image" else "string [None] texts"
-    takes = listed(dict.fromkeys(seen)) or "nothing that can be called"
+    others = sorted(getattr(loaded, "signatures", {}))
+    nothing = "nothing that can be called" + (f" but signatures named {listed(others)}" if others else "")
+    takes = listed(dict.fromkeys(seen)) or nothing
     raise BackboneError(f"backbone {path} does not take {wanted}. It takes {takes}. Choose one for this task.")
 
 
@@ -232,10 +234,10 @@ def make_packer(loaded: Any, path: Path, max_sequence_length: int | None) -> Cal
         BackboneError: It is no preprocessor, or has one length only and another is wanted.
     """
     can_pack = all(hasattr(loaded, name) for name in ("tokenize", "bert_pack_inputs"))
-    if not can_pack and not callable(loaded):
+    if not can_pack and not _makes_tokens(loaded):
         raise BackboneError(
-            f"preprocessor {path} cannot be called with texts. Expected a SavedModel of TF-Hub's BERT preprocessing "
-            "interface, such as bert_en_uncased_preprocess."
+            f"preprocessor {path} does not make tokens from texts. Expected a SavedModel of TF-Hub's BERT "
+            "preprocessing interface, such as bert_en_uncased_preprocess."
         )
     if max_sequence_length is None:
         return loaded
@@ -246,3 +248,13 @@ def make_packer(loaded: Any, path: Path, max_sequence_length: int | None) -> Cal
         )
     length = tf.constant(max_sequence_length, tf.int32)
     return lambda texts: loaded.bert_pack_inputs([loaded.tokenize(texts)], length)
+
+
+def _makes_tokens(loaded: Any) -> bool:
+    """Returns whether a SavedModel can be called with texts and gives what BERT-like encoders take."""
+    try:
+        made = tf.function(lambda texts: loaded(texts)).get_concrete_function(tf.TensorSpec([None], tf.string))
+    except (TypeError, ValueError, AttributeError):  # It cannot be called, or not with texts.
+        return False
+    outputs = made.structured_outputs
+    return isinstance(outputs, dict) and set(outputs) == BERT_INPUTS

@@ -42,7 +42,9 @@ def check(task: str, channel: Path, name: str = TRAINING, class_names: Sequence[
         texts.locate(channel, name)
         return None
     if name == TRAINING:
-        return sorted(folders.training_classes(channel))
+        classes = folders.training_classes(channel)
+        folders.check_filled(channel, classes)
+        return sorted(classes)
     if class_names is None:
         return sorted(folders.class_folders(channel, name))
     return sorted(folders.check_classes(channel, class_names, name))

@@ -9,7 +9,7 @@ import concurrent.futures
 import hashlib
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tf_finetune.errors import DataError, UsageError, listed
@@ -41,13 +41,9 @@ def read(channel: Path, class_names: Sequence[str] | None = None, name: str = TR
         class_names = tuple(sorted(folders))
     else:
         folders = check_classes(channel, class_names, name)
+    if name == TRAINING:
+        check_filled(channel, folders)
     found = {folder: photos(path) for folder, path in folders.items()}
-    empty = [folder for folder in found if not found[folder]]
-    if empty and name == TRAINING:
-        raise DataError(
-            f"{counted(len(empty), 'class folder')} of {channel} without photos: {listed(empty)}. "
-            f"Expected at least one {_suffixes()} file in each; remove the folder or add photos."
-        )
     paths = [path for folder in sorted(found) for path in found[folder]]
     labels = [class_names.index(folder) for folder in sorted(found) for _ in found[folder]]
     if not paths:
@@ -115,10 +111,41 @@ def check_classes(channel: Path, class_names: Sequence[str], name: str) -> dict[
     return folders
 
 
+def check_filled(channel: Path, folders: Mapping[str, Path]) -> None:
+    """Looks for one photo in each class folder.
+
+    Raises:
+        DataError: Names those without.
+    """
+    empty = [name for name, path in folders.items() if next(_walk(path), None) is None]
+    if empty:
+        raise DataError(
+            f"{counted(len(empty), 'class folder')} of {channel} without photos: {listed(empty)}. "
+            f"Expected at least one {_suffixes()} file in each; remove the folder or add photos."
+        )
+
+
+def check_any(folder: Path) -> None:
+    """Looks for a photo in a folder or below it.
+
+    Raises:
+        DataError: There is none.
+    """
+    if next(_walk(folder), None) is None:
+        raise DataError(f"{folder} holds no photos. Expected {_suffixes()} files in it.")
+
+
 def photos(folder: Path) -> list[Path]:
     """Returns the photos in a folder and below it, by their suffix, in the order of their paths."""
-    found: list[Path] = []
     others: list[str] = []
+    found = list(_walk(folder, others))
+    if others:
+        log.warning("%s: %s left out, not %s: %s", folder, counted(len(others), "file"), _suffixes(), listed(others))
+    return found
+
+
+def _walk(folder: Path, others: list[str] | None = None) -> Iterator[Path]:
+    """Yields the photos in a folder and below it; names of other files are added to `others`."""
     seen: set[str] = set()  # Links are followed, so a link to a folder above would otherwise never end.
     for place, folders, files in os.walk(folder, followlinks=True, onerror=_refuse):
         folders[:] = sorted(name for name in folders if not _is_metadata_folder(name))
@@ -130,12 +157,9 @@ def photos(folder: Path) -> list[Path]:
             if name.startswith(".") or name.lower() in METADATA_FILES:
                 continue
             if _is_photo(name):
-                found.append(Path(place, name))
-            else:
+                yield Path(place, name)
+            elif others is not None:
                 others.append(name)
-    if others:
-        log.warning("%s: %s left out, not %s: %s", folder, counted(len(others), "file"), _suffixes(), listed(others))
-    return found
 
 
 def _refuse(error: OSError) -> None:

@@ -157,9 +157,7 @@ def _decoded(file: Path) -> str:
             "Save the file as CSV in UTF-8."
         ) from None
     if "\0" in text:
-        raise DataError(
-            f"{file} line {_line_of(text[: text.index(chr(0))])}: a NUL byte; this is no CSV. {WANTED}"
-        )
+        raise DataError(f"{file} line {_line_of(text[: text.index(chr(0))])}: a NUL byte; this is no CSV. {WANTED}")
     return text
 
 
