@@ -55,6 +55,7 @@ ENGLISH = (
     "tab\tnew\nline\u00a0space\u200bzero\u00adsoft\x00nul \ufffd",
     "[CLS]",
     "word " * 300,
+    "antidisestablishmentarianism " * 60,  # Several pieces each.
     "",
 )
 PARAPHRASES = (
@@ -356,6 +357,11 @@ def test_the_sentence_encoder_finds_translations(sentence_encoder):
 def test_the_transformer_computes_what_was_published(text, transformer, published_transformer):
     expected = bert_features(text, published_transformer, 128)
     np.testing.assert_allclose(transformer(tf.constant([text]))[0], expected, atol=TOLERANCE)
+
+
+def test_the_transformer_reads_past_bytes_that_are_no_text(transformer):
+    broken, plain = transformer(tf.constant([b"caf\xe9 is \xf0\x9f good \xed\xa0\x80", "caf is good"]))
+    np.testing.assert_allclose(broken, plain, atol=TOLERANCE)
 
 
 def test_the_transformer_ranks_paraphrases_above_other_sentences(transformer):
