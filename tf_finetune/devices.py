@@ -105,7 +105,18 @@ def _logical_cpus(count: int) -> list[str]:
     return devices[:count]
 
 
-def make_deterministic(seed: int) -> None:
-    """Makes TensorFlow's operations give the same bits each time, and seeds what is left to chance."""
+def make_deterministic(seed: int, strictly: bool = True) -> None:
+    """Makes TensorFlow's operations give the same bits each time, and seeds what is left to chance.
+
+    Args:
+        seed: The seed.
+        strictly: False for graphs with operations that draw at random without a seed, which would be refused.
+    """
+    from tensorflow.python.framework import config  # The public module can enable, and not take it back.
+
     tf.random.set_seed(seed % 2**31)
-    tf.config.experimental.enable_op_determinism()
+    if strictly:
+        tf.config.experimental.enable_op_determinism()
+        return
+    log.warning("the backbone draws random numbers of its own when it is trained: two runs will differ")
+    config.disable_op_determinism()

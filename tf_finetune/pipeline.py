@@ -55,7 +55,6 @@ def run(planned: Job, progress: Progress | None = None) -> dict[str, Any]:
     """
     watch, settings, medium = Stopwatch(), planned.settings, MEDIA[planned.task]
     warnings = job.warn_of_settings_without_effect(planned)
-    devices.make_deterministic(settings.random_seed)
     strategy = devices.strategy(planned.replicas)
     with watch.stage("data"):
         parts = read_parts(planned)
@@ -106,8 +105,11 @@ def build_model(planned: Job, medium: Any, num_classes: int) -> tuple[Classifier
     settings, card = planned.settings, planned.card
     handle = card.handle if card else planned.handle
     preprocessor = settings.preprocessor or (card.preprocessor if card else None)
+    folder = locate(handle, settings)
+    has_chance = not settings.train_only_top_layer and text_ops.draws_at_random(folder)
+    devices.make_deterministic(settings.random_seed, strictly=not has_chance)
     body = backbone.Backbone(
-        locate(handle, settings),
+        folder,
         planned.task,
         trainable=not settings.train_only_top_layer,
         preprocessor=locate(preprocessor, settings) if preprocessor else None,

@@ -1,15 +1,29 @@
-"""The operations of tensorflow_text: registering them, and telling which SavedModels need them or others."""
+"""The operations in SavedModels' graphs: those of tensorflow_text, and those that draw at random."""
 
 from __future__ import annotations
 
 import importlib.metadata
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import tensorflow as tf
 
 from tf_finetune.errors import BackboneError
 
+SEEDED_OPS = frozenset(
+    {
+        "Multinomial",
+        "ParameterizedTruncatedNormal",
+        "RandomGamma",
+        "RandomPoissonV2",
+        "RandomShuffle",
+        "RandomStandardNormal",
+        "RandomUniform",
+        "RandomUniformInt",
+        "TruncatedNormal",
+    }
+)
 _INSTALL = 'pip install "tf_finetune[text]"'
 
 
@@ -46,17 +60,39 @@ def needed_ops(saved_model: Path) -> list[str]:
     Args:
         saved_model: The folder with saved_model.pb.
     """
-    from tensorflow.core.protobuf import saved_model_pb2
-
-    model = saved_model_pb2.SavedModel.FromString((saved_model / "saved_model.pb").read_bytes())
     used: set[str] = set()
     own: set[str] = set()
-    for graph in (meta_graph.graph_def for meta_graph in model.meta_graphs):
+    for graph in _graphs(saved_model):
         used.update(node.op for node in graph.node)
         for function in graph.library.function:
             own.add(function.signature.name)  # A node may call a function by its bare name.
             used.update(node.op for node in function.node_def)
     return sorted(op for op in used - own if not hasattr(tf.raw_ops, op) and not op.startswith("_"))
+
+
+def draws_at_random(saved_model: Path) -> bool:
+    """Returns whether a SavedModel's graphs draw random numbers that no seed reaches, as old dropout layers do.
+
+    TensorFlow's deterministic mode refuses to run such operations.
+
+    Args:
+        saved_model: The folder with saved_model.pb.
+    """
+    nodes = (
+        node
+        for graph in _graphs(saved_model)
+        for part in (graph.node, *(function.node_def for function in graph.library.function))
+        for node in part
+    )
+    # Attributes that have their default, here 0, are not saved.
+    return any(node.op in SEEDED_OPS and not node.attr["seed"].i and not node.attr["seed2"].i for node in nodes)
+
+
+def _graphs(saved_model: Path) -> list[Any]:
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    model = saved_model_pb2.SavedModel.FromString((saved_model / "saved_model.pb").read_bytes())
+    return [meta_graph.graph_def for meta_graph in model.meta_graphs]
 
 
 def _installed() -> str:

@@ -165,8 +165,8 @@ def test_packed_files_files_as_channels_and_named_files_are_found(tmp_path):
     assert set(found(texts.read(both, ("a", "b"), "validation"))) == {"validation.csv:1"}
     assert set(found(texts.read(both))) == {"data.csv:1", "data.csv:2"}
     assert set(found(texts.read(both, ("a", "b"), "test"))) == {"data.csv:1", "data.csv:2"}
-    for file in (builders.write_csv(tmp_path / "any", rows, "reviews.CSV"), packed):
-        file = next(file.iterdir())
+    for folder in (builders.write_csv(tmp_path / "any", rows, "reviews.CSV"), packed):
+        file = next(folder.iterdir())
         assert examples.task_of(file) == "text"
         assert len(texts.read(file)) == 2
     (tmp_path / "plain").mkdir()

@@ -252,9 +252,13 @@ def make_packer(loaded: Any, path: Path, max_sequence_length: int | None) -> Cal
 
 def _makes_tokens(loaded: Any) -> bool:
     """Returns whether a SavedModel can be called with texts and gives what BERT-like encoders take."""
+
+    @tf.function(autograph=False)
+    def make(texts: tf.Tensor) -> Any:
+        return loaded(texts)
+
     try:
-        made = tf.function(lambda texts: loaded(texts)).get_concrete_function(tf.TensorSpec([None], tf.string))
-    except (TypeError, ValueError, AttributeError):  # It cannot be called, or not with texts.
+        outputs = make.get_concrete_function(tf.TensorSpec([None], tf.string)).structured_outputs
+    except (TypeError, ValueError):  # It cannot be called, or not with texts.
         return False
-    outputs = made.structured_outputs
     return isinstance(outputs, dict) and set(outputs) == BERT_INPUTS
