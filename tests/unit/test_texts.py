@@ -10,6 +10,7 @@ import os
 import random
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -204,6 +205,15 @@ def test_line_numbers_are_right_after_texts_of_several_lines_and_blank_lines(tmp
     assert result["data.csv:9"] == ("2", "g")
     assert "line 4 has 3" in refusal(tmp_path, '1,"a\nb\nc"\n2,d,e\n')
     assert "line 4 has 3" in refusal(tmp_path, '1,"a\rb\rc"\r2,d,e\r')
+
+
+def test_a_hundred_thousand_texts_are_read_and_split_in_seconds(tmp_path):
+    rows = [(str(number % 5), f"text {number}, of several words") for number in range(100_000)]
+    builders.write_csv(tmp_path, rows)
+    started = time.process_time()
+    parts = examples.split(texts.read(tmp_path), 0.2, 123)
+    assert time.process_time() - started < 5
+    assert sum(map(len, parts)) == 100_000
 
 
 HOSTILE = {
