@@ -254,3 +254,131 @@ def write_files(folder: Path, files: dict[str, bytes]) -> Path:
         if not name.endswith("/"):
             path.write_bytes(content)
     return folder
+
+
+def preprocessing_of(planned, body):
+    """Returns how a planned job prepares photos for a backbone."""
+    from tf_finetune import images
+    from tf_finetune.backbone import interface
+
+    return images.plan(planned.settings, planned.card, planned.handle, interface.image_size(body.interface))
+
+
+def write_csv(folder: Path, rows, name: str = "data.csv", encoding: str = "utf-8", newline: str = "\n") -> Path:
+    """Writes rows, (class, text) each, quoted where they must be, and returns the folder; .gz at the end packs them."""
+    import csv
+    import gzip
+    import io
+
+    lines = []
+    for row in rows:
+        line = io.StringIO(newline="")
+        csv.writer(line, lineterminator="\r\n").writerow(row)  # Which has line breaks of any kind quoted.
+        lines.append(line.getvalue().removesuffix("\r\n") + newline)
+    content = "".join(lines).encode(encoding)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    return folder
+
+
+def texts_by_length(count: int, classes=("short", "long"), seed: int = 0, lengths=((3, 9), (40, 60))):
+    """Returns rows of (class, text): random letters, all different; a class's texts have lengths of its own range."""
+    generator = np.random.default_rng(seed)
+    letters = np.array(list("abcdefghij klmnopqrstuvwxyz"))
+    rows: dict[str, str] = {}
+    while len(rows) < count:
+        number = len(rows) % len(classes)
+        text = "".join(generator.choice(letters, generator.integers(*lengths[number])))
+        if text == text.strip():
+            rows.setdefault(text, classes[number])
+    return [(label, text) for text, label in rows.items()]
+
+
+def save_length_backbone(folder: Path) -> Path:
+    """Saves features = weight (1.0) x [length, length squared] / [50, 2500] of texts, in characters; core ops only."""
+    import tensorflow as tf
+
+    weight = tf.Variable(1.0)
+
+    def call(texts, training=False):
+        length = tf.cast(tf.strings.length(texts, "UTF8_CHAR"), tf.float32) / 50
+        return weight * tf.stack([length, length**2], axis=1)
+
+    spec = tf.TensorSpec([None], tf.string)
+    return save_reusable(folder, call, {"training": True}, {"training": False}, spec=spec, weight=weight)
+
+
+BERT_WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "good", "bad", "fine", "poor", "the", "film", "was", "##s", "!", ".")
+
+
+def save_bert_pair(folder: Path, fixed_length: bool = False, width: int = 8, seed: int = 0) -> tuple[Path, Path]:
+    """Saves a random BERT of one layer in TF-Hub's interface, and its preprocessing; returns (encoder, preprocessing).
+
+    Args:
+        folder: Where both go.
+        fixed_length: Leaves out `tokenize` and `bert_pack_inputs`, so that there is the default length only.
+        width: Numbers in each token's state.
+        seed: Of the weights.
+    """
+    import tensorflow as tf
+    import tensorflow_text
+
+    tokens = tf.lookup.KeyValueTensorInitializer(list(BERT_WORDS), list(range(len(BERT_WORDS))), tf.string, tf.int64)
+    table = tf.lookup.StaticVocabularyTable(tokens, 1)
+    tokenizer = tensorflow_text.BertTokenizer(table, token_out_type=tf.int32, lower_case=True)
+    texts = tf.TensorSpec([None], tf.string)
+
+    def pack(segments, seq_length):
+        segments = [part.merge_dims(1, -1) if part.ragged_rank > 1 else part for part in segments]
+        room = seq_length - len(segments) - 1
+        trimmed = tensorflow_text.RoundRobinTrimmer(room).trim(segments)
+        ids, types = tensorflow_text.combine_segments(trimmed, BERT_WORDS.index("[CLS]"), BERT_WORDS.index("[SEP]"))
+        words, mask = tensorflow_text.pad_model_inputs(ids, seq_length)
+        kinds, _ = tensorflow_text.pad_model_inputs(types, seq_length)
+        made = {"input_word_ids": words, "input_mask": mask, "input_type_ids": kinds}
+        return {name: tf.cast(value, tf.int32) for name, value in made.items()}
+
+    preprocessing = tf.train.Checkpoint(table=table, tokenizer=tokenizer)
+    preprocessing.__call__ = tf.function(lambda given: pack([tokenizer.tokenize(given)], 128), input_signature=[texts])
+    if not fixed_length:
+        preprocessing.tokenize = tf.train.Checkpoint()
+        preprocessing.tokenize.__call__ = tf.function(tokenizer.tokenize, input_signature=[texts])
+        preprocessing.bert_pack_inputs = tf.train.Checkpoint()
+        preprocessing.bert_pack_inputs.__call__ = tf.function(
+            lambda segments, seq_length=128: pack(segments, seq_length)
+        )
+        for rank in (1, 2):
+            for count in (1, 2):
+                spec = tf.RaggedTensorSpec([None] * (rank + 1), tf.int32, rank)
+                trace = preprocessing.bert_pack_inputs.__call__.get_concrete_function
+                trace([spec] * count, seq_length=tf.TensorSpec([], tf.int32))
+    tf.saved_model.save(preprocessing, str(folder / "preprocessing"))
+    _save_bert_encoder(folder / "encoder", width, seed)
+    return folder / "encoder", folder / "preprocessing"
+
+
+def _save_bert_encoder(folder: Path, width: int, seed: int) -> None:
+    import tensorflow as tf
+
+    generator = np.random.default_rng(seed)
+
+    def variable(*shape):
+        return tf.Variable(generator.normal(0, 0.5, shape).astype(np.float32))
+
+    words, places, kinds = variable(len(BERT_WORDS) + 1, width), variable(512, width), variable(2, width)
+    query, key, value, pooler = (variable(width, width) for _ in range(4))
+    bias = tf.Variable(tf.zeros([width]))
+    weights = [words, places, kinds, query, key, value, pooler, bias]
+
+    def call(inputs, training=False, mask=None):
+        ids, given = inputs["input_word_ids"], tf.cast(inputs["input_mask"], tf.float32)
+        state = tf.gather(words, ids) + 0.1 * places[: tf.shape(ids)[1]] + tf.gather(kinds, inputs["input_type_ids"])
+        scores = tf.matmul(state @ query, state @ key, transpose_b=True) / width**0.5 - 1e9 * (1 - given[:, None, :])
+        state += tf.nn.softmax(scores) @ (state @ value)
+        pooled = tf.tanh(state[:, 0] @ pooler + bias)
+        return {"pooled_output": pooled, "sequence_output": state, "encoder_outputs": [state], "default": pooled}
+
+    names = ("input_word_ids", "input_mask", "input_type_ids")
+    spec = {name: tf.TensorSpec([None, None], tf.int32, name=name) for name in names}
+    traces = ({"training": True}, {"training": False})
+    save_reusable(folder, call, *traces, spec=spec, variables=weights, trainable_variables=weights)

@@ -1,4 +1,4 @@
-"""Fine-tunes pretrained TensorFlow models on a user's own photos.
+"""Fine-tunes pretrained TensorFlow models on a user's own photos or texts.
 
 `train` and `load` do what the commands `tf-finetune train` and `tf-finetune predict` do. Importing the package does not
 import TensorFlow; the first call does.
@@ -27,10 +27,10 @@ def train(
     replicas: int | None = None,
     **hyperparameters: Any,
 ) -> dict[str, Any]:
-    """Trains a classifier on class folders and writes its archive and report; returns what report.json holds.
+    """Trains on class folders or data.csv and writes archive and report; returns what report.json holds.
 
     Args:
-        training: Folder that holds one folder of photos per class.
+        training: Folder that holds one folder of photos per class, or data.csv.
         output: Results go to output/model_name/output/; by default below `results`.
         model_name: Name of the job; by default that of the training folder.
         validation: Like training; without it a part of training is kept for validation.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import json
 import os
 import shutil
 import tarfile
@@ -235,3 +236,26 @@ def _write(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> None:
     assert source is not None  # It is a file.
     with source, path.open("xb") as target:
         shutil.copyfileobj(source, target, _CHUNK)
+
+
+def task_of(archive: Path | str) -> str:
+    """Returns the task of a model's archive, or of the folder that it was unpacked to: "image" or "text".
+
+    Raises:
+        ExportError: It is no archive of ours.
+    """
+    name = "tf_finetune.json"
+    try:
+        if os.path.isdir(archive):
+            content = Path(archive, name).read_bytes()
+        else:
+            with tarfile.open(archive) as opened:
+                member = next(member for member in opened if member.name.removeprefix("./") == name)
+                stream = opened.extractfile(member)
+                content = stream.read(1 << 20) if stream else b""
+        return json.loads(content)["task"]
+    except (OSError, EOFError, ValueError, KeyError, TypeError, StopIteration, tarfile.TarError, zlib.error):
+        raise ExportError(
+            f"{archive} holds no model of tf_finetune: its tf_finetune.json is missing or broken. Expected a "
+            "model.tar.gz, or the folder that it was unpacked to."
+        ) from None

@@ -7,13 +7,17 @@ during a job), 2 our own fault (a traceback).
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import logging
 import os
 import re
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from tf_finetune import __version__, environment
@@ -37,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     in_job = arguments[:1] == ["train"]
+    if threading.current_thread() is threading.main_thread():  # A job that is stopped cleans up, as at Ctrl-C.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         flags, rest = _parser().parse_known_args(_tied(environment.without_toolkit_arguments(arguments)))
         _start_log()
@@ -81,7 +87,9 @@ def _tied(arguments: Sequence[str]) -> list[str]:
 
 
 def _parser() -> Parser:
-    parser = Parser(prog="tf-finetune", description="Fine-tunes pretrained TensorFlow models on your own photos.")
+    parser = Parser(
+        prog="tf-finetune", description="Fine-tunes pretrained TensorFlow models on your own photos or texts."
+    )
     parser.add_argument("--version", action="version", version=f"tf-finetune {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
     _add_train(commands)
@@ -91,15 +99,20 @@ def _parser() -> Parser:
         added.set_defaults(run=run)
         return added
 
-    demo = command("demo", _demo, "run the whole job on photos from a PyPI wheel")
-    demo.add_argument("--task", choices=["image"], default="image", help="what to classify (default: image)")
+    demo = command("demo", _demo, "run the whole job on photos or texts from a PyPI wheel")
+    demo.add_argument("--task", choices=["image", "text"], default="image", help="what to classify (default: image)")
     demo.add_argument("--output", metavar="LOCATION", default=None, help="where results go (default: results)")
-    predict = command("predict", _predict, "answer photos by an archive, one JSON object a line")
+    predict = command("predict", _predict, "answer photos or texts by an archive, one JSON object a line")
     predict.add_argument("archive", metavar="ARCHIVE", help="model.tar.gz, or the folder that it was unpacked to")
-    predict.add_argument("inputs", metavar="INPUT", nargs="+", help="a photo, or a folder of photos")
-    evaluate = command("evaluate", _evaluate, "print the figures of an archive on labelled photos, as JSON")
+    predict.add_argument(
+        "inputs",
+        metavar="INPUT",
+        nargs="+",
+        help="a photo or a folder of photos; a text, a file of lines, or - for standard input",
+    )
+    evaluate = command("evaluate", _evaluate, "print the figures of an archive on labelled photos or texts, as JSON")
     evaluate.add_argument("archive", metavar="ARCHIVE", help="model.tar.gz, or the folder that it was unpacked to")
-    evaluate.add_argument("channel", metavar="CHANNEL", help="folder of class folders")
+    evaluate.add_argument("channel", metavar="CHANNEL", help="folder of class folders, or with data.csv")
     backbones = command("backbones", _backbones, "list the backbones that are known by name, or show one")
     backbones.add_argument("id", metavar="ID", nargs="?", help="a backbone's id")
     backbones.add_argument("--json", action="store_true", help="print JSON")
@@ -111,12 +124,12 @@ def _parser() -> Parser:
 def _add_train(commands: Any) -> None:
     from tf_finetune import hyperparameters
 
-    text = "train a classifier on class folders, and write a proven model.tar.gz and a report"
+    text = "train a classifier on class folders or data.csv, and write a proven model.tar.gz and a report"
     train = commands.add_parser("train", help=text, description=text, allow_abbrev=False)
     train.set_defaults(run=_train)
     places = train.add_argument_group("places")
     meanings = {
-        "training": "folder that holds one folder of photos per class (required; on SageMaker the channel)",
+        "training": "folder of class folders of photos, or with data.csv (required; on SageMaker the channel)",
         "validation": "like training; without it a part of training is kept for validation",
         "test": "like training; scored once, at the end",
         "model": "a pretrained SavedModel: folder or .tar.gz",
@@ -129,7 +142,9 @@ def _add_train(commands: Any) -> None:
     rows = train.add_argument_group("hyperparameters (hyphens or underscores)")
     for row in hyperparameters.table():
         names = dict.fromkeys([f"--{row['name'].replace('_', '-')}", f"--{row['name']}"])
-        default = f"default: {row['default']}" if row["default"] else "default: empty"
+        default = f"default: {row['default'] or 'empty'}" + (
+            f", texts: {row['text_default']}" * bool(row["text_default"])
+        )
         help_text = f"{row['meaning']} ({row['accepts']}; {default})".replace("%", "%%")
         rows.add_argument(
             *names, dest=f"hp:{row['name']}", metavar="VALUE", nargs="?", const=BARE, action="append", help=help_text
@@ -230,15 +245,22 @@ def _tell_result(record: dict[str, Any]) -> None:
 def _demo(flags: argparse.Namespace, rest: Sequence[str]) -> int:
     from tf_finetune import demo
 
-    return demo.run(flags.output, _run)
+    return demo.run(flags.task, flags.output, _run)
 
 
 def _predict(flags: argparse.Namespace, rest: Sequence[str]) -> int:
-    _check_existence(flags.archive, *flags.inputs)
+    _check_existence(flags.archive)
+    from tf_finetune import examples
+
+    if _task_of(flags.archive) == "image":
+        _check_existence(*flags.inputs)
+        for folder in filter(os.path.isdir, flags.inputs):
+            examples.folders.check_any(Path(folder))
     from tf_finetune import predictor
 
     model = predictor.load(flags.archive)
-    for batch in predictor.batches(flags.inputs):
+    _answer_in_utf_8()
+    for batch in predictor.batches(model.task, flags.inputs):
         for answer in model.predict(batch):
             print(json.dumps(answer, ensure_ascii=False), flush=True)
     return 0
@@ -246,10 +268,27 @@ def _predict(flags: argparse.Namespace, rest: Sequence[str]) -> int:
 
 def _evaluate(flags: argparse.Namespace, rest: Sequence[str]) -> int:
     _check_existence(flags.archive, flags.channel)
+    from tf_finetune import examples
+
+    examples.check(_task_of(flags.archive), Path(flags.channel), "evaluation")
     from tf_finetune import predictor
 
+    _answer_in_utf_8()
     print(json.dumps(predictor.evaluate(predictor.load(flags.archive), flags.channel), indent=2, ensure_ascii=False))
     return 0
+
+
+def _answer_in_utf_8() -> None:
+    """Makes standard output UTF-8, as JSON is, whatever the locale; file names come out as the bytes that they are."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
+
+
+def _task_of(place: str) -> str:
+    """Returns the task of an archive, before the seconds that TensorFlow takes to be imported."""
+    from tf_finetune import archive
+
+    return archive.task_of(place)
 
 
 def _check_existence(*places: str) -> None:

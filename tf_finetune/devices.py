@@ -7,6 +7,7 @@ written to the standard-error descriptor before any log level counts.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import sys
@@ -32,10 +33,12 @@ def _without_noise() -> Iterator[None]:
     with tempfile.TemporaryFile() as held:
         sys.__stderr__.flush()  # type: ignore[union-attr]
         os.dup2(held.fileno(), descriptor)
-        failed = True
+        failed = False
         try:
             yield
-            failed = False
+        except Exception:
+            failed = True
+            raise
         finally:
             os.dup2(kept, descriptor)
             os.close(kept)
@@ -73,6 +76,12 @@ def strategy(replicas: int | None = None) -> tf.distribute.Strategy:
     if len(devices) == 1:
         return tf.distribute.OneDeviceStrategy(devices[0])
     log.info("training on %d devices: %s", replicas, ", ".join(devices))
+    return _mirrored(tuple(devices))
+
+
+@functools.cache
+def _mirrored(devices: tuple[str, ...]) -> tf.distribute.Strategy:
+    """Returns the same strategy each time: two in one process number their collective operations alike, and clash."""
     with _without_noise():
         return tf.distribute.MirroredStrategy(devices)
 
@@ -96,7 +105,18 @@ def _logical_cpus(count: int) -> list[str]:
     return devices[:count]
 
 
-def make_deterministic(seed: int) -> None:
-    """Makes TensorFlow's operations give the same bits each time, and seeds what is left to chance."""
+def make_deterministic(seed: int, strictly: bool = True) -> None:
+    """Makes TensorFlow's operations give the same bits each time, and seeds what is left to chance.
+
+    Args:
+        seed: The seed.
+        strictly: False for graphs with operations that draw at random without a seed, which would be refused.
+    """
+    from tensorflow.python.framework import config  # The public module can enable, and not take it back.
+
     tf.random.set_seed(seed % 2**31)
-    tf.config.experimental.enable_op_determinism()
+    if strictly:
+        tf.config.experimental.enable_op_determinism()
+        return
+    log.warning("the backbone draws random numbers of its own when it is trained: two runs will differ")
+    config.disable_op_determinism()

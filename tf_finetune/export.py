@@ -53,7 +53,7 @@ def write_saved_model(
 
     # The SavedModel keeps only what hangs on the saved object: the backbone with its tables, and all variables.
     served = tf.Module()
-    served.backbone = model.backbone.loaded
+    served.backbone = [model.backbone.loaded, getattr(model.backbone, "loaded_preprocessor", None)]
     served.weights = [variable.value for variable in [*model.backbone.variables, *model.head.variables]]
     with _quiet_saving():
         tf.saved_model.save(served, str(folder), signatures={"serving_default": serve})
@@ -98,7 +98,7 @@ def check_parity(archive: Path, inputs: Mapping[str, Sequence[str]], expected: n
         _write(inputs_file, inputs)
         script = Path(scratch, "answer.py")
         shutil.copyfile(str(_asset("answer.py")), script)
-        command = [sys.executable, "-I", str(script), str(archive.absolute()), str(inputs_file), str(output_file)]
+        command = [sys.executable, str(script), str(archive.absolute()), str(inputs_file), str(output_file)]
         done = subprocess.run(command, cwd=scratch, capture_output=True, text=True, timeout=GATE_SECONDS, check=False)
         if done.returncode != 0:
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]

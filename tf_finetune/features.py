@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_finetune.backbone import Backbone
+from tf_finetune.errors import BackboneError
 from tf_finetune.examples import Examples
 
 Progress = Callable[[str, int, int], None]
@@ -56,13 +57,24 @@ def compute(
     batch_size: int,
     progress: Progress | None = None,
 ) -> Source:
-    """Returns the examples read as their features, which one pass through the frozen backbone gives."""
+    """Returns the examples read as their features, which one pass through the frozen backbone gives.
+
+    Raises:
+        BackboneError: Some features are NaN or infinite.
+    """
 
     @tf.function(reduce_retracing=True)
     def forward(inputs: tf.Tensor) -> tf.Tensor:
         return backbone(inputs, training=False)
 
-    return of_features(examples, outputs(forward, examples, strategy, batch_size, progress))
+    rows = outputs(forward, examples, strategy, batch_size, progress)
+    spoilt = int((~np.isfinite(rows)).any(axis=1).sum())
+    if spoilt:
+        raise BackboneError(
+            f"backbone {backbone.saved_model} gives NaN or infinite features for {spoilt:,} of {len(rows):,} examples. "
+            "Check pixel_range, or choose another backbone."
+        )
+    return of_features(examples, rows)
 
 
 def outputs(

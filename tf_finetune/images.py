@@ -7,16 +7,21 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
 
-from tf_finetune.errors import DataError, listed
+from tf_finetune.catalog import Card
+from tf_finetune.errors import BackboneError, DataError, listed
 from tf_finetune.examples import Examples
 from tf_finetune.hyperparameters import Hyperparameters
+
+log = logging.getLogger(__name__)
 
 INPUT_NAME = "bytes_inputs"
 # From this reduction of the sides on (the mean of both), resizing without antialiasing skips pixels; below it
@@ -42,6 +47,35 @@ class Preprocessing:
     def as_json(self) -> dict[str, Any]:
         """Returns the record as tf_finetune.json holds it."""
         return {**dataclasses.asdict(self), "pixel_range": list(self.pixel_range)}
+
+
+def plan(settings: Hyperparameters, card: Card | None, handle: str, fixed_size: int | None = None) -> Preprocessing:
+    """Returns how photos are prepared: the user's word first, then the SavedModel's and the card's.
+
+    Args:
+        settings: image_size, pixel_range and image_resize_interpolation are used.
+        card: The backbone's catalog card, if it has one.
+        handle: What the user called the backbone.
+        fixed_size: Height and width in pixels that the SavedModel is fixed to, or None if it accepts any.
+
+    Raises:
+        BackboneError: The user's image_size is not what the SavedModel is fixed to.
+    """
+    if settings.image_size and fixed_size and settings.image_size != fixed_size:
+        raise BackboneError(
+            f"backbone {handle} accepts {fixed_size}x{fixed_size} photos only. Received: "
+            f"image_size={settings.image_size}. Leave image_size unset."
+        )
+    size = settings.image_size or fixed_size or (card.image_size if card else None) or DEFAULT_SIZE
+    if settings.pixel_range:
+        low, high = (float(value) for value in settings.pixel_range.split(","))
+    elif card and card.pixel_range:
+        low, high = card.pixel_range
+    else:
+        low, high = 0.0, 1.0
+        note = f" ({card.note})" if card and card.note else ""
+        log.warning("pixel range of %s is not known: 0,1 is taken; say otherwise with pixel_range%s", handle, note)
+    return Preprocessing(size, (low, high), settings.image_resize_interpolation)
 
 
 def prepare(content: tf.Tensor, preprocessing: Preprocessing) -> tf.Tensor:
@@ -96,7 +130,7 @@ def loader(
     Returns:
         A function of an example's index, int64 [], and a random seed, int32 [2], to its float32 [H, W, 3].
     """
-    paths = tf.constant([os.fsencode(example.path) for example in examples.items] or [b""])
+    paths = tf.constant([os.fsencode(example.content) for example in examples.items] or [b""])
     distorted = settings is not None and settings.augmentation
 
     def load(index: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
@@ -145,7 +179,7 @@ def augment(image: tf.Tensor, seed: tf.Tensor, settings: Hyperparameters) -> tf.
 
 
 @contextlib.contextmanager
-def naming_broken_photos(parts: Iterable[Examples], preprocessing: Preprocessing) -> Iterator[None]:
+def explaining_failures(parts: Iterable[Examples], preprocessing: Preprocessing) -> Iterator[None]:
     """Turns a decoder's failure, which names no file, into a message that does."""
     try:
         yield
@@ -154,13 +188,18 @@ def naming_broken_photos(parts: Iterable[Examples], preprocessing: Preprocessing
         raise
 
 
+def raw_inputs(examples: Examples) -> dict[str, list[str]]:
+    """Returns what the parity gate's process answers: the paths of the photos."""
+    return {"files": [str(Path(example.content).absolute()) for example in examples.items]}
+
+
 def check_readable(parts: Iterable[Examples], preprocessing: Preprocessing) -> None:
     """Tries every photo and names those that cannot be decoded; asked only after a decoder has failed.
 
     Raises:
         DataError: Lists the photos that TensorFlow cannot decode.
     """
-    paths = sorted({os.fsencode(example.path) for part in parts for example in part.items})
+    paths = sorted({os.fsencode(example.content) for part in parts for example in part.items})
 
     def brightness(path: tf.Tensor) -> tf.Tensor:  # Of the pixels, or nothing would have to be decoded.
         return tf.reduce_sum(prepare(tf.io.read_file(path), preprocessing))

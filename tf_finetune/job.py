@@ -7,11 +7,11 @@ import logging
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tf_finetune import catalog, examples, hyperparameters
+from tf_finetune import catalog, examples, hyperparameters, storage
 from tf_finetune.errors import MESSAGE_LIMIT, FinetuneError, UsageError, listed, shortened
 from tf_finetune.hyperparameters import Hyperparameters
 
@@ -43,7 +43,8 @@ class Job:
     """One training job.
 
     Attributes:
-        training: Folder of the training channel.
+        task: "image" or "text", as the training channel has it.
+        training: Folder of the training channel, or a file of texts.
         validation: Folder of the validation channel, or None to split the training channel.
         test: Folder of the test channel, or None.
         handle: Names the backbone: a catalog id, a folder, an archive or a URL.
@@ -56,6 +57,7 @@ class Job:
         replicas: Devices to train on; None for all GPUs or one CPU.
     """
 
+    task: str
     training: Path
     validation: Path | None
     test: Path | None
@@ -103,23 +105,30 @@ def plan(
             problems.append(UsageError(f"{error.filename} cannot be used: {error.strerror}. Give another path."))
         return None
 
-    folders = {channel: Path(place) for channel, place in channels.items() if place}
-    values = tried(lambda: hyperparameters.parse(given))
-    classes = tried(lambda: _classes(folders))
+    for channel, place in channels.items():
+        if "://" in str(place or ""):
+            problems.append(UsageError(f"{channel} channel {place}: only folders on this machine are supported yet."))
+    folders = {channel: Path(place) for channel, place in channels.items() if place and "://" not in str(place)}
+    task = tried(lambda: _task(folders))
+    values = tried(lambda: hyperparameters.parse(given, task))
+    classes = tried(lambda: examples.check(task, folders["training"])) if task else None
+    if values and classes:
+        tried(lambda: hyperparameters.check_classes(values, classes))
     for other in [channel for channel in ("validation", "test") if channel in folders]:
-        tried(lambda other=other: _check_channel(folders[other], other, classes))  # type: ignore[misc]
+        tried(lambda other=other: examples.check(task or "image", folders[other], other, classes))  # type: ignore[misc]
     asked = {key: value for key, value in given.items() if hyperparameters.canonical(key) == "backbone"}
-    handle = tried(lambda: _handle(hyperparameters.parse(asked), folders.get("model")))
-    # A catalog id is one word; ./word is a folder that happens to be called so.
-    card = catalog.find(handle) if handle and os.sep not in handle else None
+    handle = tried(lambda: _handle(hyperparameters.parse(asked), folders.get("model"), task or "image"))
+    card = tried(lambda: _card(handle, task)) if handle else None
     name = tried(lambda: _name(name, folders.get("training")))
     if replicas is not None and replicas < 1:
         problems.append(UsageError(f"--replicas: expected an integer of 1 or more; received {replicas}"))
     destination = tried(lambda: _destination(output, name or "model", sagemaker_output, folders.values()))
-    if problems or values is None or destination is None or name is None or handle is None:
+    if problems or task is None or values is None or destination is None or name is None or handle is None:
         raise _combined(problems)
-    settings, sources = hyperparameters.resolve(values, card.defaults if card else {})
+    brought = (card.defaults, card.whole_defaults) if card else ({}, {})
+    settings, sources = hyperparameters.resolve(values, *brought, task)
     return Job(
+        task=task,
         training=folders["training"],
         validation=folders.get("validation"),
         test=folders.get("test"),
@@ -140,6 +149,8 @@ def warn_of_settings_without_effect(job: Job) -> list[str]:
     lines = hyperparameters.without_effect(job.settings, given)
     if job.validation and "validation_split_ratio" in given:
         lines.append("validation_split_ratio has no effect: there is a validation channel")
+    if "momentum" in given and job.task == "text" and job.settings.optimizer == "rmsprop":
+        lines.append("momentum has no effect: rmsprop uses it for photos only")
     if "reinitialize_top_layer" in given:
         lines.append("reinitialize_top_layer has no effect: there is no earlier result to take a head from")
     for line in lines:
@@ -147,33 +158,44 @@ def warn_of_settings_without_effect(job: Job) -> list[str]:
     return lines
 
 
-def _classes(folders: Mapping[str, Path]) -> list[str]:
-    """Returns the training classes, by folder names only; photos are looked at later."""
+def _task(folders: Mapping[str, Path]) -> str:
     if "training" not in folders:
         raise UsageError(
             f"There is no training channel; received {listed(folders) or 'no channels'}. Give a folder of class "
-            "folders: --training FOLDER, or the channel `training` on SageMaker."
+            "folders or with data.csv: --training FOLDER, or the channel `training` on SageMaker."
         )
-    return sorted(examples.training_classes(folders["training"]))
+    return examples.task_of(folders["training"])
 
 
-def _check_channel(folder: Path, name: str, classes: Sequence[str] | None) -> None:
-    """Reads a channel's folder names against the training classes, or alone where those are not known."""
-    if classes is None:
-        examples.class_folders(folder, name)
-    else:
-        examples.check_classes(folder, classes, name)
+def _card(handle: str, task: str | None) -> catalog.Card | None:
+    """Returns the catalog's card of a handle, if it has one.
+
+    Raises:
+        UsageError: It is for the other task.
+    """
+    # A catalog id is one word; ./word is a folder that happens to be called so.
+    card = catalog.find(handle) if os.sep not in handle else None
+    if card and task and card.task != task:
+        wanted = [other.id for other in catalog.cards(task)]
+        takes, holds = hyperparameters.PLURALS[card.task], hyperparameters.PLURALS[task]
+        raise UsageError(
+            f"backbone {handle} takes {takes}, but the training channel holds {holds}. Choose {listed(wanted)}."
+        )
+    return card
 
 
-def _handle(values: Mapping[str, Any], model_channel: Path | None) -> str:
+def _handle(values: Mapping[str, Any], model_channel: Path | None, task: str) -> str:
     """Returns what names the backbone; a model channel counts before the hyperparameter's default."""
     if model_channel is not None and "backbone" in values:
         log.warning("the model channel %s is not used: backbone=%s is given", model_channel, values["backbone"])
     if model_channel is None or "backbone" in values:
-        handle = str(values.get("backbone", Hyperparameters.model_fields["backbone"].default))
+        default = hyperparameters.default("backbone", task)
+        handle = str(values.get("backbone", default))
     else:
         handle = str(_in_model_channel(model_channel))
     is_remote = handle.startswith(("http://", "https://", "s3://"))
+    if handle.startswith("s3://") or (_exists(handle) and (os.sep in handle or catalog.find(handle) is None)):
+        storage.check_local(handle)
     if not is_remote and not _exists(handle) and catalog.find(handle) is None:
         close = catalog.suggestions(handle)
         hint = f" Did you mean {listed(close)}?" if close else ""

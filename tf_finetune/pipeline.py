@@ -15,17 +15,21 @@ import tensorflow as tf
 from tf_finetune import (
     archive,
     backbone,
+    catalog,
     classifier,
     devices,
     evaluation,
     examples,
     export,
     features,
+    hyperparameters,
     images,
     job,
     packaged,
     results,
     storage,
+    text,
+    text_ops,
     training,
 )
 from tf_finetune.backbone import interface
@@ -40,97 +44,94 @@ from tf_finetune.training import steps
 
 log = logging.getLogger(__name__)
 
+MEDIA: Mapping[str, Any] = {"image": images, "text": text}  # The branch: modules of the same functions.
 
-def run(task: Job, progress: Progress | None = None) -> dict[str, Any]:
+
+def run(planned: Job, progress: Progress | None = None) -> dict[str, Any]:
     """Trains, proves and writes one model; returns the record that report.json holds.
 
     Raises:
         FinetuneError: Something the user can mend. Nothing is written then.
     """
-    watch, settings = Stopwatch(), task.settings
-    warnings = job.warn_of_settings_without_effect(task)
-    devices.make_deterministic(settings.random_seed)
-    strategy = devices.strategy(task.replicas)
+    watch, settings, medium = Stopwatch(), planned.settings, MEDIA[planned.task]
+    warnings = job.warn_of_settings_without_effect(planned)
+    strategy = devices.strategy(planned.replicas)
     with watch.stage("data"):
-        parts = read_parts(task)
+        parts = read_parts(planned)
+        hyperparameters.check_classes(settings.model_dump(), parts["training"].class_names)
     with watch.stage("backbone"), strategy.scope():
-        model, preprocessing = build_model(task, len(parts["training"].class_names))
-    with images.naming_broken_photos(parts.values(), preprocessing):
+        model, preprocessing = build_model(planned, medium, len(parts["training"].class_names))
+    with medium.explaining_failures(parts.values(), preprocessing):
         with watch.stage("features"):
-            sources = read_sources(parts, preprocessing, model, strategy, settings, progress)
+            sources = read_sources(parts, medium, preprocessing, model, strategy, settings, progress)
         with watch.stage("head" if settings.train_only_top_layer else "fine_tuning"):
             fitted = training.fit(model, sources["training"], sources.get("validation"), settings, strategy, progress)
         with watch.stage("evaluation"):
             answers = answer(parts, sources, model, strategy, settings)
             figures = measure(parts, answers)
-    check_accuracy(figures, task)
-    record = describe(task, parts, fitted, figures, warnings)
-    with results.stage(task.destination) as staged:
+    check_accuracy(figures, planned)
+    record = describe(planned, parts, fitted, figures, warnings)
+    with results.stage(planned.destination) as staged:
         with watch.stage("export"):
-            record["parity"] = export_and_prove(staged, task, model, strategy, preprocessing, parts, answers)
+            record["parity"] = export_and_prove(staged, planned, medium, model, strategy, preprocessing, parts, answers)
         record["seconds"] = watch.total()
         record["job"]["training_seconds"] = record["seconds"]["total"]
         results.write_data(staged / "data", record, parts, answers)
-        results.hand_over(staged, task.destination)
+        results.hand_over(staged, planned.destination)
     return record
 
 
-def read_parts(task: Job) -> dict[str, Examples]:
+def read_parts(planned: Job) -> dict[str, Examples]:
     """Returns the examples of training, and of validation and test where there are any."""
-    everything = examples.read_class_folders(task.training)
-    names = everything.class_names
-    if task.validation:
+    everything = examples.read(planned.task, planned.training)
+    names, numbers = everything.class_names, everything.number_names
+    if planned.validation:
         parts = {
             "training": everything,
-            "validation": examples.read_class_folders(task.validation, names, "validation"),
+            "validation": examples.read(planned.task, planned.validation, names, "validation", numbers),
         }
     else:
-        seed, ratio = task.settings.random_seed, task.settings.validation_split_ratio
+        seed, ratio = planned.settings.random_seed, planned.settings.validation_split_ratio
         parts = dict(zip(("training", "validation"), examples.split(everything, ratio, seed), strict=True))
-    if task.test:
-        parts["test"] = examples.read_class_folders(task.test, names, "test")
+    if planned.test:
+        parts["test"] = examples.read(planned.task, planned.test, names, "test", numbers)
     counts = ", ".join(f"{len(part):,} {name}" for name, part in parts.items())
     log.info("data: %d classes, examples: %s", len(names), counts)
     return {name: part for name, part in parts.items() if len(part)}
 
 
-def build_model(task: Job, num_classes: int) -> tuple[Classifier, images.Preprocessing]:
-    """Returns a classifier with a new head, and how its photos are prepared. Call it inside the strategy's scope."""
-    body = backbone.Backbone(locate_backbone(task), "image", trainable=not task.settings.train_only_top_layer)
-    preprocessing = plan_preprocessing(task, body)
-    size = body.feature_size(preprocessing.image_size)
-    return classifier.build(body, size, num_classes, task.settings), preprocessing
+def build_model(planned: Job, medium: Any, num_classes: int) -> tuple[Classifier, Any]:
+    """Returns a classifier with a new head, and how examples are prepared. Call it inside the strategy's scope."""
+    settings, card = planned.settings, planned.card
+    handle = card.handle if card else planned.handle
+    preprocessor = settings.preprocessor or (card.preprocessor if card else None)
+    folder = locate(handle, settings)
+    has_chance = not settings.train_only_top_layer and text_ops.draws_at_random(folder)
+    devices.make_deterministic(settings.random_seed, strictly=not has_chance)
+    body = backbone.Backbone(
+        folder,
+        planned.task,
+        trainable=not settings.train_only_top_layer,
+        preprocessor=locate(preprocessor, settings) if preprocessor else None,
+        max_sequence_length=None if handle.startswith(catalog.PACKAGED) else settings.max_sequence_length,
+    )
+    preprocessing = medium.plan(settings, card, planned.handle, interface.image_size(body.interface))
+    size = body.feature_size(preprocessing.as_json().get("image_size"))
+    return classifier.build(body, size, num_classes, settings), preprocessing
 
 
-def locate_backbone(task: Job) -> Path:
-    """Returns the folder of the backbone's SavedModel, which is made or fetched if need be."""
-    handle = task.card.handle if task.card else task.handle
+def locate(handle: str, settings: Hyperparameters) -> Path:
+    """Returns the folder of the SavedModel that a handle names; it is made or fetched if need be."""
     cache = storage.cache_folder()
-    if handle.startswith("packaged:"):
-        return packaged.make(handle.removeprefix("packaged:"), cache)
+    if handle.startswith(catalog.PACKAGED):
+        return packaged.make(handle.removeprefix(catalog.PACKAGED), cache, settings.max_sequence_length)
     return storage.resolve_backbone(handle, cache)
-
-
-def plan_preprocessing(task: Job, body: backbone.Backbone) -> images.Preprocessing:
-    """Returns how photos are prepared: the user's word first, then the SavedModel's and the card's."""
-    settings = task.settings
-    fixed = interface.image_size(body.interface)
-    interface.check_image_size(settings.image_size, fixed, body.saved_model)
-    size = settings.image_size or fixed or (task.card.image_size if task.card else None) or images.DEFAULT_SIZE
-    if settings.pixel_range:
-        low, high = (float(value) for value in settings.pixel_range.split(","))
-    elif task.card and task.card.pixel_range:
-        low, high = task.card.pixel_range
-    else:
-        low, high = 0.0, 1.0
-        note = f" ({task.card.note})" if task.card and task.card.note else ""
-        log.warning("pixel range of %s is not known: 0,1 is taken; say otherwise with pixel_range%s", task.handle, note)
-    return images.Preprocessing(size, (low, high), settings.image_resize_interpolation)
 
 
 def read_sources(
     parts: Mapping[str, Examples],
-    preprocessing: images.Preprocessing,
+    medium: Any,
+    preprocessing: Any,
     model: Classifier,
     strategy: tf.distribute.Strategy,
     settings: Hyperparameters,
@@ -140,9 +141,9 @@ def read_sources(
 
     Training photos that are augmented differ in each epoch, so they stay photos.
     """
-    sources = {name: features.source(part, images.loader(part, preprocessing)) for name, part in parts.items()}
+    sources = {name: features.source(part, medium.loader(part, preprocessing)) for name, part in parts.items()}
     if settings.augmentation:
-        load = images.loader(parts["training"], preprocessing, settings)
+        load = medium.loader(parts["training"], preprocessing, settings)
         sources["training"] = dataclasses.replace(sources["training"], load=load)
     if not settings.train_only_top_layer:
         return sources
@@ -178,13 +179,13 @@ def measure(parts: Mapping[str, Examples], answers: Mapping[str, np.ndarray]) ->
     return figures
 
 
-def check_accuracy(figures: Mapping[str, Any], task: Job) -> None:
+def check_accuracy(figures: Mapping[str, Any], planned: Job) -> None:
     """Stops the job when validation accuracy is below min_accuracy.
 
     Raises:
         ExportError: It is, or there is nothing to measure it on.
     """
-    least = task.settings.min_accuracy
+    least = planned.settings.min_accuracy
     accuracy = figures["validation"]["accuracy"] if figures["validation"] else None
     if least > 0 and (accuracy is None or accuracy < least):
         measured = "there are no validation examples" if accuracy is None else f"it is {accuracy:.4f}"
@@ -194,23 +195,23 @@ def check_accuracy(figures: Mapping[str, Any], task: Job) -> None:
 
 
 def describe(
-    task: Job,
+    planned: Job,
     parts: Mapping[str, Examples],
     fitted: training.Fitted,
     figures: Mapping[str, Any],
     warnings: list[str],
 ) -> dict[str, Any]:
     """Returns the record of report.json, but for seconds and parity, which are known last."""
-    parent = task.card.id if task.card else task.handle
-    artifact = task.destination.archive or task.destination.model_dir
+    parent = planned.card.id if planned.card else planned.handle
+    artifact = planned.destination.archive or planned.destination.model_dir
     calls = {example.digest for part in parts.values() for example in part.items}
     return {
-        "task": "image",
+        "task": planned.task,
         "backbone": parent,
         "class_names": list(parts["training"].class_names),
         "examples": {name: len(parts[name]) if name in parts else 0 for name in ("training", "validation", "test")},
-        "hyperparameters": {**task.settings.model_dump(), "backbone": task.handle},
-        "hyperparameter_sources": dict(task.sources),
+        "hyperparameters": {**planned.settings.model_dump(), "backbone": planned.handle},
+        "hyperparameter_sources": dict(planned.sources),
         "metrics": dict(figures),
         "history": fitted.history,
         "best_epoch": fitted.best_epoch,
@@ -219,11 +220,11 @@ def describe(
         "warnings": warnings,
         "job": {
             "parent_model": parent,
-            "name": task.name,
-            "arn": task.arn,
+            "name": planned.name,
+            "arn": planned.arn,
             "training_seconds": None,
             "model_artifact": str(artifact),
-            "report": str(task.destination.data / "report.html"),
+            "report": str(planned.destination.data / "report.html"),
         },
         "versions": export.versions(),
     }
@@ -231,10 +232,11 @@ def describe(
 
 def export_and_prove(
     staged: Path,
-    task: Job,
+    planned: Job,
+    medium: Any,
     model: Classifier,
     strategy: tf.distribute.Strategy,
-    preprocessing: images.Preprocessing,
+    preprocessing: Any,
     parts: Mapping[str, Examples],
     answers: Mapping[str, np.ndarray],
 ) -> dict[str, Any]:
@@ -250,35 +252,40 @@ def export_and_prove(
     if given is not None and devices.is_one_cpu(strategy):
         on_cpu, expected, difference = model, given, None
     else:
-        on_cpu = model if devices.is_one_cpu(strategy) else classifier.twin(model, task.settings)
-        source = features.source(sample, images.loader(sample, preprocessing))
+        on_cpu = model if devices.is_one_cpu(strategy) else classifier.twin(model, planned.settings)
+        source = features.source(sample, medium.loader(sample, preprocessing))
         expected = features.outputs(steps.make_answer(on_cpu, False), source, tf.distribute.get_strategy(), len(sample))
         difference = None if given is None else export.check_accelerator(given, expected)
-    proved = write_model(staged, task, on_cpu, preprocessing, parts["training"].class_names)
-    files = [str(example.path.absolute()) for example in sample.items]
+    serving = medium.serving_inputs(preprocessing)
+    proved = write_model(staged, planned, on_cpu, serving, preprocessing.as_json(), parts["training"].class_names)
     log.info("proving the archive: a fresh process answers %d examples by it", len(sample))
-    largest = export.check_parity(proved, {"files": files}, expected)
+    largest = export.check_parity(proved, medium.raw_inputs(sample), expected)
     return {"examples": len(sample), "largest_difference": largest, "accelerator_difference": difference}
 
 
 def write_model(
-    staged: Path, task: Job, model: Classifier, preprocessing: images.Preprocessing, class_names: Sequence[str]
+    staged: Path,
+    planned: Job,
+    model: Classifier,
+    serving: tuple[tf.TensorSpec, Any],
+    preprocessing: Mapping[str, Any],
+    class_names: Sequence[str],
 ) -> Path:
     """Writes the archive, or on SageMaker its unpacked folder, and returns its path."""
-    spec, prepare = images.serving_inputs(preprocessing)
     folder = staged / "model"
     folder.mkdir()
-    export.write_saved_model(folder / "1", model, spec, prepare)
+    export.write_saved_model(folder / "1", model, *serving)
     description = {
-        "task": "image",
-        "backbone": task.card.id if task.card else task.handle,
+        "task": planned.task,
+        "backbone": planned.card.id if planned.card else planned.handle,
         "class_names": list(class_names),
         "binary_mode": model.is_binary,
-        "signature": {"name": "serving_default", "input": spec.name, "output": "probabilities"},
-        "preprocessing": preprocessing.as_json(),
+        "signature": {"name": "serving_default", "input": serving[0].name, "output": "probabilities"},
+        "custom_ops": text_ops.needed_ops(folder / "1"),
+        "preprocessing": dict(preprocessing),
     }
     export.write_side_files(folder, class_names, description)
-    if task.destination.archive is None:
+    if planned.destination.archive is None:
         return folder
     archive.pack(folder, staged / "model.tar.gz")
     shutil.rmtree(folder)

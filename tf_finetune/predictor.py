@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
+import sys
 import tempfile
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,7 +18,7 @@ from tf_finetune import devices  # isort: skip  (first: it imports TensorFlow wi
 import numpy as np
 import tensorflow as tf
 
-from tf_finetune import archive, evaluation, examples
+from tf_finetune import archive, evaluation, examples, text_ops
 from tf_finetune.errors import DataError, ExportError, UsageError
 
 BATCH = 32
@@ -31,7 +33,7 @@ class Predictor:
 
     Attributes:
         class_names: The K class names, in the order of the probabilities.
-        task: "image".
+        task: "image" or "text".
     """
 
     class_names: tuple[str, ...]
@@ -43,16 +45,17 @@ class Predictor:
         """Returns one answer per input, in order.
 
         Args:
-            inputs: Paths of photos, or their bytes; one or many.
+            inputs: Texts; or paths of photos, or their bytes. One or many.
 
         Returns:
-            For each: input (the path, or None for bytes), predicted_label (a class name) and probabilities
+            For each: input (the text or path, None for bytes), predicted_label (a class name) and probabilities
             (K floats in [0, 1], in the order of class_names).
 
         Raises:
             DataError: A file cannot be read, or is no photo that can be decoded.
         """
-        given = [inputs] if isinstance(inputs, (str, Path, bytes)) else list(inputs)
+        given = [inputs] if isinstance(inputs, (str, Path, bytes, bytearray)) else list(inputs)
+        given = [bytes(item) if isinstance(item, bytearray) else item for item in given]
         rows = self.probabilities(given)
         return [
             {
@@ -64,15 +67,20 @@ class Predictor:
         ]
 
     def probabilities(self, inputs: Sequence[str | Path | bytes]) -> np.ndarray:
-        """Returns float32 [N, K]: the probabilities of N photos, each a path or its bytes."""
+        """Returns float32 [N, K]: the probabilities of N texts, or of N photos, each a path or its bytes."""
         rows = [self._answer(inputs[start : start + BATCH]) for start in range(0, len(inputs), BATCH)]
         return np.concatenate(rows) if rows else np.zeros([0, len(self.class_names)], np.float32)
 
     def _answer(self, inputs: Sequence[str | Path | bytes]) -> np.ndarray:
-        contents = [item if isinstance(item, bytes) else _read(Path(item)) for item in inputs]
+        if self.task == "text":
+            contents = [item if isinstance(item, bytes) else str(item).encode("utf-8", "replace") for item in inputs]
+        else:
+            contents = [item if isinstance(item, bytes) else _read(Path(item)) for item in inputs]
         try:
             return self._signature(**{self._input_name: tf.constant(contents)})["probabilities"].numpy()
         except tf.errors.InvalidArgumentError:
+            if self.task == "text":
+                raise
             if len(inputs) > 1:  # Ask one by one, to name the one that cannot be decoded.
                 return np.concatenate([self._answer([item]) for item in inputs])
             what = f"{len(inputs[0]):,} bytes" if isinstance(inputs[0], bytes) else str(inputs[0])
@@ -109,17 +117,17 @@ def load(place: str | Path) -> Predictor:
 
 
 def evaluate(predictor: Predictor, channel: str | Path) -> dict[str, Any]:
-    """Returns the figures of an archive on labelled photos, as report.json holds them, and `examples`, their number.
+    """Returns the figures of an archive on labelled examples, as report.json holds them, and `examples`, their number.
 
     Args:
         predictor: What `load` gave.
-        channel: Folder of class folders; the classes must be the model's.
+        channel: Folder of class folders, or with data.csv; the classes must be the model's.
 
     Raises:
         DataError: A class is unknown to the model, or a photo cannot be decoded.
     """
-    labelled = examples.read_class_folders(Path(channel), predictor.class_names, "evaluation")
-    rows = predictor.probabilities([example.path for example in labelled.items])
+    labelled = examples.read(predictor.task, Path(channel), predictor.class_names, "evaluation")
+    rows = predictor.probabilities([example.content for example in labelled.items])
     figures = evaluation.metrics(rows, np.array(labelled.labels), predictor.class_names)
     return {"examples": len(labelled), **figures}
 
@@ -132,6 +140,8 @@ def _load_folder(folder: Path, place: Path) -> Predictor:
         raise ExportError(
             f"{place} holds no model of tf_finetune: its tf_finetune.json is missing or broken."
         ) from None
+    if description.get("custom_ops"):
+        text_ops.register_text_ops()
     if version not in FORMATS:
         raise ExportError(f"{place} has format {version}; this tf_finetune reads {FORMATS[-1]}. Install a newer one.")
     try:
@@ -150,22 +160,41 @@ def _read(path: Path) -> bytes:
         raise DataError(f"{path} cannot be read: {error.strerror}.") from None
 
 
-def batches(names: Iterable[str]) -> Iterator[list[Path]]:
-    """Returns the photos that the command line names, a batch at a time: files as they are, folders as their photos.
+def batches(task: str, names: Iterable[str]) -> Iterator[list[Any]]:
+    """Returns what the command line names, a batch at a time.
+
+    Args:
+        task: For "image" each name is a photo or a folder of photos. For "text" a file stands for its lines, - for
+            those of standard input, and anything else is a text itself.
+        names: The words of the command line.
 
     Raises:
-        DataError: A folder holds no photos.
+        DataError: A file cannot be read.
     """
-    batch: list[Path] = []
+    batch: list[Any] = []
     for name in names:
-        path = Path(name)
-        found = examples.photos(path) if path.is_dir() else [path]
-        if not found:
-            raise DataError(f"{name} holds no photos. Expected .jpg, .png, .bmp, .gif or .webp files in it.")
-        for photo in found:
-            batch.append(photo)
+        for item in _lines(name) if task == "text" else _photos(name):
+            batch.append(item)
             if len(batch) == BATCH:
                 yield batch
                 batch = []
     if batch:
         yield batch
+
+
+def _photos(name: str) -> list[Path]:
+    path = Path(name)
+    return examples.folders.photos(path) if path.is_dir() else [path]
+
+
+def _lines(name: str) -> Iterator[str]:
+    if name != "-" and not os.path.isfile(name):
+        yield name
+        return
+    source = sys.stdin.fileno() if name == "-" else name
+    try:
+        with open(source, encoding="utf-8-sig", closefd=name != "-") as stream:  # Whatever the locale's encoding is.
+            yield from (line.rstrip("\n") for line in stream)
+    except UnicodeDecodeError as error:
+        what = "standard input" if name == "-" else name
+        raise DataError(f"{what} is not UTF-8: {error.reason}. Expected a text a line.") from None

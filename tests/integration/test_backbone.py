@@ -292,7 +292,7 @@ def plan(folder: Path, tmp_path: Path, **given) -> job.Job:
 def test_a_fixed_image_size_is_read_and_used(fixed_backbone, tmp_path):
     body = Backbone(fixed_backbone)
     assert interface.image_size(body.interface) == 16
-    assert pipeline.plan_preprocessing(plan(fixed_backbone, tmp_path), body).image_size == 16
+    assert builders.preprocessing_of(plan(fixed_backbone, tmp_path), body).image_size == 16
 
 
 def test_another_image_size_than_the_fixed_one_is_refused(fixed_backbone, tmp_path):
@@ -305,8 +305,8 @@ def test_another_image_size_than_the_fixed_one_is_refused(fixed_backbone, tmp_pa
 def test_a_free_image_size_is_the_users_else_224(mean_backbone, tmp_path):
     body = Backbone(mean_backbone)
     assert interface.image_size(body.interface) is None
-    assert pipeline.plan_preprocessing(plan(mean_backbone, tmp_path, image_size=48), body).image_size == 48
-    assert pipeline.plan_preprocessing(plan(mean_backbone, tmp_path), body).image_size == 224
+    assert builders.preprocessing_of(plan(mean_backbone, tmp_path, image_size=48), body).image_size == 48
+    assert builders.preprocessing_of(plan(mean_backbone, tmp_path), body).image_size == 224
 
 
 def test_an_input_of_unknown_shape_is_taken(tmp_path):

@@ -18,6 +18,10 @@ EQUAL = 1e-5
 # What Keras calls the optimizers, and the settings that they use with values that are nobody's defaults.
 KERAS = {
     "adam": (keras.optimizers.Adam, {"beta_1": 0.7, "beta_2": 0.8, "epsilon": 0.01}),
+    "adamw": (
+        lambda *rate, **given: keras.optimizers.AdamW(*rate, weight_decay=0.01, **given),
+        {"beta_1": 0.7, "beta_2": 0.8, "epsilon": 0.01},
+    ),
     "sgd": (keras.optimizers.SGD, {"momentum": 0.6}),
     "nesterov": (lambda *rate, **given: keras.optimizers.SGD(*rate, nesterov=True, **given), {"momentum": 0.6}),
     "rmsprop": (keras.optimizers.RMSprop, {"rho": 0.7, "momentum": 0.6, "epsilon": 0.01}),
@@ -55,7 +59,7 @@ def test_every_optimizer_of_the_table_is_tested():
 def test_each_optimizer_is_keras_own_with_these_settings(name):
     kind, used = KERAS[name]
     settings = builders.plain_settings(optimizer=name, learning_rate=0.1, **used)
-    np.testing.assert_array_equal(after_steps(optimizers.make(settings, 0.1)), after_steps(kind(0.1, **used)))
+    np.testing.assert_array_equal(after_steps(optimizers.make(settings, 0.1, "image")), after_steps(kind(0.1, **used)))
 
 
 @pytest.mark.parametrize(("name", "setting"), SETTINGS_USED)
@@ -64,7 +68,7 @@ def test_each_setting_of_an_optimizer_changes_its_steps(name, setting):
     results = []
     for value in (used[setting], used[setting] / 2):
         settings = builders.plain_settings(optimizer=name, learning_rate=0.1, **{**used, setting: value})
-        results.append(after_steps(optimizers.make(settings, 0.1)))
+        results.append(after_steps(optimizers.make(settings, 0.1, "image")))
     assert np.abs(results[0] - results[1]).min() > 1e-5
 
 

@@ -97,7 +97,7 @@ def test_black_and_white_become_the_ends_of_the_pixel_range(tmp_path, way, mean_
     body = pipeline.backbone.Backbone(mean_backbone)
     low, high = (float(end) for end in way.split(","))
     task = plan(mean_backbone, tmp_path, pixel_range=way, image_size=16, image_resize_interpolation="area")
-    preprocessing = pipeline.plan_preprocessing(task, body)
+    preprocessing = builders.preprocessing_of(task, body)
     assert preprocessing == Preprocessing(16, (low, high), "area")
     shades = np.zeros([16, 16, 3], np.uint8)
     shades[:8], shades[8:, :8] = 255, 51
@@ -136,8 +136,8 @@ def test_the_exported_graph_prepares_photos_as_training_does(tmp_path):
     for name, size in (("a/1.jpg", 77), ("a/2.png", 33), ("b/3.gif", 20), ("b/4.bmp", 90), ("b/5.webp", 41)):
         (channel / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(picture(size)).save(channel / name)
-    part = examples.read_class_folders(channel)
-    contents = tf.constant([example.path.read_bytes() for example in part.items])
+    part = examples.folders.read(channel)
+    contents = tf.constant([example.content.read_bytes() for example in part.items])
     module, loaders = tf.Module(), {}
     signatures = {}
     for method in METHODS:
@@ -299,7 +299,7 @@ def test_an_augmented_photo_keeps_its_range():
 
 def test_only_augmentation_switches_the_distortions_on(tmp_path):
     channel = builders.write_class_folders(tmp_path / "photos", per_class=1)
-    part, seed = examples.read_class_folders(channel), tf.constant([1, 2])
+    part, seed = examples.folders.read(channel), tf.constant([1, 2])
     strong = {"flip": "horizontal_and_vertical", "rotation": 0.5, "zoom": 0.5}
     plain, off, on = (
         images.loader(part, AS_IT_IS, given)(tf.constant(0, tf.int64), seed).numpy()
@@ -326,8 +326,8 @@ def test_training_photos_are_augmented_and_validation_photos_never(tmp_path, hal
     only = {"augmentation_random_rotation": 0.0, "augmentation_random_zoom": 0.0}
     task = plan(halves_backbone, tmp_path, augmentation=True, augmentation_random_flip="horizontal", **only)
     parts = pipeline.read_parts(task)
-    model, preprocessing = pipeline.build_model(task, 2)
-    read = pipeline.read_sources(parts, preprocessing, model, tf.distribute.get_strategy(), task.settings, None)
+    model, preprocessing = pipeline.build_model(task, images, 2)
+    read = pipeline.read_sources(parts, images, preprocessing, model, tf.distribute.get_strategy(), task.settings, None)
     seeds = [tf.constant([0, seed]) for seed in range(40)]
     brighter = [model.backbone(read["training"].load(0, seed)[tf.newaxis]).numpy().argmax() for seed in seeds]
     assert set(brighter) == {0, 1}

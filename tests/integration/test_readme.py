@@ -23,6 +23,10 @@ def folder(tmp_path_factory):
     builders.write_class_folders(place / "photos", per_class=8, colours=COLOURS)
     for photo in (place / "photos").glob("*/*.png"):
         photo.rename(photo.with_suffix(".jpg"))  # Decoders go by the content.
+    (place / "texts").mkdir()
+    rows = [f'1,"See you at {n}, then?"\n2,WIN {n} pounds now! Call 0800\n' for n in range(12)]
+    (place / "texts" / "data.csv").write_text("".join(rows), encoding="utf-8")
+    (place / "more-messages.txt").write_text("Are you coming?\nFREE entry\n", encoding="utf-8")
     return place
 
 
@@ -32,7 +36,9 @@ def blocks(language: str) -> list[str]:
 
 def test_commands_of_the_readme_run_as_they_stand(folder):
     commands = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("tf-finetune ")]
-    assert [shlex.split(command)[1] for command in commands] == ["train", "predict", "evaluate"]
+    assert [shlex.split(command)[1] for command in commands] == [
+        word for word in ("train", "predict", "evaluate") for _ in (1, 2)
+    ]
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     for command in commands:
         done = subprocess.run(

@@ -211,7 +211,7 @@ def test_the_names_of_files_and_their_order_play_no_part(mean_backbone, tmp_path
     settings = builders.plain_settings(**ALL_ON, batch_size=5)
 
     def trained() -> list[bytes]:
-        part = examples.read_class_folders(channel)
+        part = examples.folders.read(channel)
         load = images.loader(part, images.Preprocessing(16, (0.0, 1.0), "bilinear"), settings)
         model, _ = builders.train(mean_backbone, features.source(part, load), None, settings)
         return [array.tobytes() for array in builders.head_weights(model)]
@@ -327,13 +327,13 @@ def test_progress_is_told_to_the_last_step(mean_backbone):
 def test_a_photo_that_is_read_in_training_is_that_of_its_label(tmp_path, mean_backbone):
     """Labels, keys and photos come from one permuted index: flat colours are learnt without an error."""
     channel = builders.write_class_folders(tmp_path / "photos", per_class=5)
-    part = examples.read_class_folders(channel)
+    part = examples.folders.read(channel)
     source = features.source(part, images.loader(part, images.Preprocessing(8, (0.0, 1.0), "nearest")))
     for photo, label, _, key, _ in steps.stream(source, plan(15, 15)).unbatch().as_numpy_iterator():
         name = part.class_names[label]
         np.testing.assert_allclose(photo[4, 4] * 255, builders.COLOURS[name], atol=1e-3)
         (item,) = [item for item in part.items if int(item.digest[:15], 16) == key]
-        assert np.asarray(Image.open(item.path))[4, 4].tolist() == list(builders.COLOURS[name])
+        assert np.asarray(Image.open(item.content))[4, 4].tolist() == list(builders.COLOURS[name])
 
 
 def test_a_constant_rate_is_reported_as_it_was_given(mean_backbone):

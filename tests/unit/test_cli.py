@@ -47,7 +47,7 @@ WRONG = [
     ),
     ("train --training good --backbone ./nowhere", ["backbone ./nowhere is neither a folder"]),
     ("train --training good --output file/out", ["The output place", "Give another --output"]),
-    ("predict nowhere.tar.gz gone.jpg", ["no such file or folder: nowhere.tar.gz, gone.jpg"]),
+    ("predict nowhere.tar.gz gone.jpg", ["no such file or folder: nowhere.tar.gz"]),
     ("backbones efficientnet-lite-0", ["There is no backbone efficientnet-lite-0.", "Did you mean"]),
 ]
 
@@ -256,7 +256,7 @@ def test_wrong_flags_are_told(main, words, parts):
         ("hyperparameters --format html", ["invalid choice: 'html'", "See `tf-finetune hyperparameters --help`"]),
         ("backbones --js", ["unrecognized arguments: --js", "See `tf-finetune backbones --help`"]),
         ("predict archive", ["the following arguments are required: INPUT", "See `tf-finetune predict --help`"]),
-        ("demo --task text", ["invalid choice: 'text'"]),
+        ("demo --task sound", ["invalid choice: 'sound'"]),
         ("--unknown", ["the following arguments are required: COMMAND"]),
     ],
 )

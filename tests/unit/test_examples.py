@@ -51,7 +51,7 @@ def sides_of(whole: Examples, ratio: float = RATIO, seed: int = SEED) -> tuple[s
 
 
 def ids_of(channel: Path, *arguments) -> list[str]:
-    return sorted(example.id for example in examples.read_class_folders(channel, *arguments).items)
+    return sorted(example.id for example in examples.folders.read(channel, *arguments).items)
 
 
 # Class folders
@@ -59,9 +59,9 @@ def ids_of(channel: Path, *arguments) -> list[str]:
 
 def test_photos_are_read_with_class_path_and_digest(tmp_path):
     channel = write_files(tmp_path / "train", {"b/1.jpg": b"one", "a/x/y/2.PNG": b"two", "B/3.jpeg": b"three"})
-    found = examples.read_class_folders(channel)
+    found = examples.folders.read(channel)
     assert found.class_names == ("B", "a", "b")  # The order of their characters, as in the built-in.
-    assert {(item.id, found.class_names[item.label], item.path, item.digest) for item in found.items} == {
+    assert {(item.id, found.class_names[item.label], item.content, item.digest) for item in found.items} == {
         ("b/1.jpg", "b", channel / "b/1.jpg", digest_of(b"one")),
         ("a/x/y/2.PNG", "a", channel / "a/x/y/2.PNG", digest_of(b"two")),
         ("B/3.jpeg", "B", channel / "B/3.jpeg", digest_of(b"three")),
@@ -94,7 +94,7 @@ def test_photos_are_read_with_class_path_and_digest(tmp_path):
 )
 def test_hidden_and_metadata_files_are_neither_classes_nor_photos(tmp_path, clutter, caplog):
     write_files(tmp_path, {"a/1.jpg": b"1", "b/2.jpg": b"2", clutter: b"clutter"})
-    found = examples.read_class_folders(tmp_path)
+    found = examples.folders.read(tmp_path)
     assert (found.class_names, {item.id for item in found.items}) == (("a", "b"), {"a/1.jpg", "b/2.jpg"})
     assert not caplog.records  # They are not worth a word.
 
@@ -136,7 +136,7 @@ def test_links_are_followed_and_loops_of_links_end(tmp_path):
 
 def test_many_photos_are_each_found_once(tmp_path):
     write_class_folders(tmp_path / "train", per_class=20)
-    found = examples.read_class_folders(tmp_path / "train")
+    found = examples.folders.read(tmp_path / "train")
     assert found.class_names == ("cyan", "magenta", "yellow")
     assert (len(found), len({item.id for item in found.items}), len({item.digest for item in found.items})) == (60,) * 3
 
@@ -165,7 +165,7 @@ def test_a_channel_that_cannot_be_trained_on_is_named_with_what_it_holds(tmp_pat
         channel.mkdir()
         write_files(channel, files)
     with pytest.raises(error) as caught:
-        examples.read_class_folders(channel)
+        examples.folders.read(channel)
     for part in [str(channel), *parts]:
         assert part in str(caught.value)
     assert len(str(caught.value)) < MESSAGE_LIMIT
@@ -175,7 +175,7 @@ def test_a_photo_that_cannot_be_read_is_named(tmp_path):
     write_files(tmp_path, {"a/1.jpg": b"1", "b/2.jpg": b"2"})
     (tmp_path / "b" / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
     with pytest.raises(DataError, match=r"b/gone\.jpg cannot be read: No such file or directory\. Mend or remove"):
-        examples.read_class_folders(tmp_path)
+        examples.folders.read(tmp_path)
 
 
 def test_a_folder_that_cannot_be_read_is_named_and_not_passed_over(tmp_path):
@@ -188,7 +188,7 @@ def test_a_folder_that_cannot_be_read_is_named_and_not_passed_over(tmp_path):
         place = deeper
     os.close(place)
     with pytest.raises(DataError, match="cannot be read: File name too long"):
-        examples.read_class_folders(tmp_path)
+        examples.folders.read(tmp_path)
 
 
 def test_photos_may_have_names_in_another_encoding_but_classes_may_not(tmp_path):
@@ -198,13 +198,13 @@ def test_photos_may_have_names_in_another_encoding_but_classes_may_not(tmp_path)
         write_files(tmp_path, {f"b/{latin}.jpg": b"3"})
     except OSError:
         pytest.skip("this file system takes names in UTF-8 only")
-    found = examples.read_class_folders(tmp_path)
+    found = examples.folders.read(tmp_path)
     assert f"b/{latin}.jpg" in {item.id for item in found.items}
     examples.write_split(tmp_path / "split.csv", {"training": found})
     assert "b/caf\\udce9.jpg" in (tmp_path / "split.csv").read_text(encoding="utf-8")
     write_files(tmp_path, {f"{latin}/4.jpg": b"4"})
     with pytest.raises(DataError, match=r"class folders whose names are not UTF-8: 'caf\\udce9'\. Rename"):
-        examples.read_class_folders(tmp_path)
+        examples.folders.read(tmp_path)
 
 
 # Validation and test channels
@@ -212,18 +212,18 @@ def test_photos_may_have_names_in_another_encoding_but_classes_may_not(tmp_path)
 
 def test_another_channel_is_read_against_the_training_classes(tmp_path, caplog):
     write_files(tmp_path, {"c/1.jpg": b"1", "a/2.jpg": b"2", "a/x/3.jpg": b"3", "b/": b"", ".git/1.jpg": b""})
-    found = examples.read_class_folders(tmp_path, ("a", "b", "c", "d"), "validation")  # d is missing, b is empty.
+    found = examples.folders.read(tmp_path, ("a", "b", "c", "d"), "validation")  # d is missing, b is empty.
     assert found.class_names == ("a", "b", "c", "d")
     assert {(item.id, item.label) for item in found.items} == {("c/1.jpg", 2), ("a/2.jpg", 0), ("a/x/3.jpg", 0)}
     one_class = write_files(tmp_path / "one", {"c/1.jpg": b"1"})
-    assert examples.read_class_folders(one_class, ("a", "b", "c", "d"), "test").labels == [2]
+    assert examples.folders.read(one_class, ("a", "b", "c", "d"), "test").labels == [2]
 
 
 @pytest.mark.parametrize("name", ["validation", "test"])
 def test_a_class_unknown_to_training_is_an_error_that_names_it(tmp_path, name):
     write_files(tmp_path, {"dasies/1.jpg": b"1", "roses/2.jpg": b"2", "Roses/": b""})
     with pytest.raises(DataError) as caught:
-        examples.read_class_folders(tmp_path, ("daisies", "roses"), name)
+        examples.folders.read(tmp_path, ("daisies", "roses"), name)
     message = str(caught.value)
     assert message.startswith(f"{name} channel {tmp_path} has 2 classes that training lacks: Roses, dasies.")
     assert "Classes in training: daisies, roses." in message
@@ -232,7 +232,7 @@ def test_a_class_unknown_to_training_is_an_error_that_names_it(tmp_path, name):
 def test_an_empty_validation_channel_is_an_error(tmp_path):
     write_files(tmp_path, {"a/": b""})
     with pytest.raises(DataError, match="validation channel .* holds no photos"):
-        examples.read_class_folders(tmp_path, ("a", "b"), "validation")
+        examples.folders.read(tmp_path, ("a", "b"), "validation")
 
 
 # The split
@@ -284,7 +284,7 @@ def test_renamed_moved_and_reordered_files_give_the_same_split(tmp_path):
         f"{c}/deep/{99 - i:02} x.PNG": content for c in "ba" for i, content in reversed([*enumerate(contents[c])])
     }
     write_files(tmp_path / "two", renamed)
-    one, two = (sides_of(examples.read_class_folders(tmp_path / name)) for name in ("one", "two"))
+    one, two = (sides_of(examples.folders.read(tmp_path / name)) for name in ("one", "two"))
     assert one == two
     shuffled = made(range(30), range(100, 130))
     items = list(shuffled.items)
@@ -352,7 +352,7 @@ def test_the_share_of_validation_is_the_ratio_in_expectation_in_every_class(rati
 
 def test_split_csv_says_where_each_example_is(tmp_path):
     write_files(tmp_path / "train", {f"{c}/{i}, x.jpg": f"{c}{i}".encode() for c in ("a", 'b"') for i in range(5)})
-    whole = examples.read_class_folders(tmp_path / "train")
+    whole = examples.folders.read(tmp_path / "train")
     training, validation = examples.split(whole, RATIO, SEED)
     file = tmp_path / "split.csv"
     examples.write_split(file, {"training": training, "validation": validation})

@@ -53,6 +53,8 @@ ADDED = [
     ("class_weight", "none balanced", "none"),
     ("image_size", "8..4096", None),
     ("min_accuracy", FRACTION, 0.0),
+    ("max_sequence_length", "3..512", None),
+    ("preprocessor", TEXT, None),
     ("pixel_range", "0,1 -1,1 0,255", None),
     ("schedule", "constant cosine", "constant"),
     ("warmup_steps_fraction", FRACTION, 0.0),
@@ -67,6 +69,7 @@ GOOD_AND_BAD = {
     SIGNED: (["-1", "1", "-0.2", "-1e-1"], ["-1.001", "1.001", "nan", "x"]),
     COUNT: (["1", "3.0", "100000"], ["0", "-1", "1.5", "nan", "1e3x", "many", "True"]),
     SEED: (["0", "123", "4294967296"], ["-1", "0.5", "x"]),
+    "3..512": (["3", "128", "512"], ["2", "513", "long"]),
     "8..4096": (["8", "224", "4096"], ["7", "4097", "224x224", "any"]),
     TEXT: (["https://hub.example/a/1", "a b/c", "3"], []),
 }
@@ -257,6 +260,16 @@ def test_the_users_value_beats_the_cards_and_the_cards_the_tables():
         settings.epochs = 4
 
 
+@pytest.mark.parametrize("given", [{}, {"train_only_top_layer": False}, {"train_only_top_layer": False, "epochs": 9}])
+def test_what_a_card_brings_for_training_it_whole_counts_then_only(given):
+    card, whole = {"epochs": 7, "batch_size": 8}, {"batch_size": 64, "epochs": 2}
+    settings, sources = hyperparameters.resolve(given, card, whole)
+    assert settings.batch_size == (64 if given else 8)
+    assert settings.epochs == given.get("epochs", 2 if given else 7)
+    assert (sources["batch_size"], sources["learning_rate"]) == ("card", "default")
+    assert sources["epochs"] == ("user" if "epochs" in given else "card")
+
+
 # Which optimizer uses what, from the contract; and what needs its switch.
 USED_BY = {
     "momentum": {"sgd", "nesterov", "rmsprop"},
@@ -300,7 +313,7 @@ def test_a_setting_whose_switch_is_off_is_told(name, switch):
 def test_the_json_table_is_the_table_and_the_others_show_every_name():
     assert json.loads(tables.hyperparameters_table("json")) == hyperparameters.table()
     markdown = tables.hyperparameters_table("markdown").splitlines()
-    assert {line.replace("\\|", "").count("|") for line in markdown} == {5}  # A | inside a cell would cut it.
+    assert {line.replace("\\|", "").count("|") for line in markdown} == {6}  # A | inside a cell would cut it.
     text = tables.hyperparameters_table("text").splitlines()
     for number, name in enumerate(hyperparameters.NAMES):
         assert markdown[number + 2].startswith(f"| `{name}` |")

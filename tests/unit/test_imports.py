@@ -17,7 +17,7 @@ PACKAGE = Path(tf_finetune.__file__).parent
 LEVELS = {
     0: {"errors"},
     1: {"hyperparameters", "environment", "catalog", "storage", "archive", "examples", "report", "launch", "progress"},
-    2: {"devices", "images", "text", "inspection", "job", "tables", "results"},
+    2: {"devices", "images", "text", "text_ops", "inspection", "job", "tables", "results"},
     3: {"packaged", "backbone", "features", "classifier", "training", "evaluation", "export"},
     4: {"pipeline", "predictor", "serving", "demo"},
     5: {"cli", "__init__"},

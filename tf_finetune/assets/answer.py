@@ -33,6 +33,9 @@ def main(archive: str, inputs_file: str, output_file: str) -> None:
                     tar.extraction_filter = tarfile.data_filter
                 tar.extractall(folder)
             archive = folder
+        with open(os.path.join(archive, "tf_finetune.json"), encoding="utf-8") as stream:
+            if json.load(stream)["custom_ops"]:
+                import tensorflow_text  # noqa: F401  (makes its operations known)
         model = tf.saved_model.load(os.path.join(archive, "1"))
         with open(inputs_file, encoding="utf-8") as stream:
             inputs = json.load(stream)

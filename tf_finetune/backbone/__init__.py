@@ -31,25 +31,42 @@ class Backbone(keras.layers.Layer):
         path: Folder of the SavedModel.
         task: "image" or "text".
         trainable: Whether training changes its variables.
+        preprocessor: Folder of the SavedModel that makes a BERT-like encoder's inputs; None for any other backbone.
+        max_sequence_length: Tokens of a text that such an encoder reads; None for what the preprocessor does.
 
     Raises:
         BackboneError: It is no SavedModel in TF-Hub's TF2 format, takes another input, or cannot be trained.
     """
 
-    def __init__(self, path: str | Path, task: str = "image", trainable: bool = False, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        task: str = "image",
+        trainable: bool = False,
+        preprocessor: str | Path | None = None,
+        max_sequence_length: int | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(trainable=trainable, **kwargs)
         self.saved_model, self.task = Path(path), task
+        self.preprocessor, self.max_sequence_length = preprocessor, max_sequence_length
         self.supports_jit = False
         self.loaded = interface.load_saved_model(self.saved_model)
         self.interface = interface.read(self.loaded, self.saved_model, task)
         self._regularization_losses = list(getattr(self.loaded, "regularization_losses", None) or [])
         self._adopt_variables()
+        if self.interface.takes_tokens:
+            self._load_preprocessor()
+        elif max_sequence_length:
+            log.warning("max_sequence_length has no effect: backbone %s takes whole texts", path)
         if trainable:
             self._check_trainable()
 
     def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Returns float32 [B, D]: the features of inputs, float32 [B, H, W, 3] or string [B]."""
         training = bool(training) and self.trainable
+        if self.interface.takes_tokens:
+            inputs = self.pack(inputs)
         outputs = interface.single_output(self.interface.call(inputs, training), self.saved_model)
         features = interface.pooled(outputs, self.saved_model)
         if training:
@@ -77,7 +94,14 @@ class Backbone(keras.layers.Layer):
             shape = self.interface.input_spec.shape
             sides = shape[1:3] if shape.rank else [None, None]
             blank = tf.zeros([1, *(side or image_size for side in sides), 3])
-        traced = tf.function(self.call).get_concrete_function(tf.TensorSpec.from_tensor(blank))
+        try:  # Without AutoGraph, which would rewrite our messages.
+            traced = tf.function(self.call, autograph=False).get_concrete_function(tf.TensorSpec.from_tensor(blank))
+        except (ValueError, tf.errors.InvalidArgumentError) as error:
+            reason = (str(error).strip().split("\n") or [""])[-1].strip()[:300]
+            raise BackboneError(
+                f"backbone {self.saved_model} cannot take inputs of shape {blank.shape}: {reason}. Choose another "
+                "image_size."
+            ) from None
         size = traced.structured_outputs.shape
         if size.rank is None or size[-1] is None:
             strategy = tf.distribute.get_strategy()  # Mirrored variables can only be read inside of `run`.
@@ -88,7 +112,23 @@ class Backbone(keras.layers.Layer):
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
-        return {**super().get_config(), "path": str(self.saved_model), "task": self.task}
+        return {
+            **super().get_config(),
+            "path": str(self.saved_model),
+            "task": self.task,
+            "preprocessor": str(self.preprocessor) if self.preprocessor else None,
+            "max_sequence_length": self.max_sequence_length,
+        }
+
+    def _load_preprocessor(self) -> None:
+        if self.preprocessor is None:
+            raise BackboneError(
+                f"backbone {self.saved_model} takes tokens ({', '.join(sorted(interface.BERT_INPUTS))}), so it needs "
+                "the SavedModel that makes them from texts. Give it as preprocessor."
+            )
+        path = Path(self.preprocessor)
+        self.loaded_preprocessor = interface.load_saved_model(path)
+        self.pack = interface.make_packer(self.loaded_preprocessor, path, self.max_sequence_length)
 
     def _adopt_variables(self) -> None:
         """Makes the SavedModel's variables this layer's weights: the very variables, not copies of them."""

@@ -12,8 +12,11 @@ from typing import Any
 
 import tensorflow as tf
 
+from tf_finetune import text_ops
 from tf_finetune.errors import BackboneError, listed
 
+# What TF-Hub's BERT encoders take: https://www.tensorflow.org/hub/common_saved_model_apis/text
+BERT_INPUTS = frozenset({"input_word_ids", "input_mask", "input_type_ids"})
 TENSOR = "tensor"  # Stands for "training is passed as a bool tensor" among the values True, False and None.
 WAYS_OUT = "Expected a TF2 SavedModel in TF-Hub's format, that is a folder with saved_model.pb and variables/"
 
@@ -24,13 +27,13 @@ class Interface:
 
     Attributes:
         function: What is called: the object itself, or its serving signature.
-        input_spec: Shape, dtype of its input.
+        input_spec: Shape and dtype of its input; for a BERT-like encoder a dict of three.
         argument: Name of the input where it is passed by name (signatures), else None.
         training_values: What it accepts as `training`: True, False, None or TENSOR; empty when it takes none.
     """
 
     function: Callable[..., Any]
-    input_spec: tf.TensorSpec
+    input_spec: Any
     argument: str | None
     training_values: frozenset[Any]
 
@@ -45,6 +48,11 @@ class Interface:
         if TENSOR in self.training_values:
             return self.function(inputs, training=tf.constant(training))
         return self.function(inputs, training=False if False in self.training_values else None)
+
+    @property
+    def takes_tokens(self) -> bool:
+        """Whether it is a BERT-like encoder, which takes what a preprocessor makes of texts."""
+        return isinstance(self.input_spec, dict)
 
     @property
     def has_training_mode(self) -> bool:
@@ -67,7 +75,11 @@ def load_saved_model(path: Path) -> Any:
     if (path / "tfhub_module.pb").is_file():
         raise BackboneError(f"{path} is a TF1 hub module, which TensorFlow 2 cannot train. {WAYS_OUT}.")
     try:
+        if text_ops.needed_ops(path):
+            text_ops.register_text_ops()
         return tf.saved_model.load(str(path))
+    except BackboneError:
+        raise
     except tf.errors.NotFoundError as error:
         reason = str(error).split(" Make sure")[0].split("\n")[0]
         raise BackboneError(f"{path} cannot be loaded: {reason}. {WAYS_OUT}, of operations known here.") from None
@@ -106,7 +118,9 @@ def read(loaded: Any, path: Path, task: str) -> Interface:
         if len(named) == 1 and _is_input(next(iter(named.values())), task):
             return Interface(signature, next(iter(named.values())), next(iter(named)), frozenset())
     wanted = "float32 [None, height, width, 3] photos" if task == "image" else "string [None] texts"
-    takes = listed(dict.fromkeys(seen)) or "nothing that can be called"
+    others = sorted(getattr(loaded, "signatures", {}))
+    nothing = "nothing that can be called" + (f" but signatures named {listed(others)}" if others else "")
+    takes = listed(dict.fromkeys(seen)) or nothing
     raise BackboneError(f"backbone {path} does not take {wanted}. It takes {takes}. Choose one for this task.")
 
 
@@ -114,17 +128,17 @@ def single_output(outputs: Any, path: Path) -> tf.Tensor:
     """Returns the one tensor of features among a SavedModel's outputs.
 
     Raises:
-        BackboneError: There are several, and none is called `default` or `feature_vector`.
+        BackboneError: There are several, and none is called `default`, `feature_vector` or `pooled_output`.
     """
     if isinstance(outputs, dict):
-        for key in ("default", "feature_vector"):
+        for key in ("default", "feature_vector", "pooled_output"):
             if key in outputs:
                 return outputs[key]
         if len(outputs) == 1:
             return next(iter(outputs.values()))
         raise BackboneError(
             f"backbone {path} has {len(outputs)} outputs: {listed(sorted(outputs), limit=10)}. Expected one called "
-            "default or feature_vector, or one only."
+            "default, feature_vector or pooled_output, or one only."
         )
     if isinstance(outputs, (list, tuple)):
         vectors = [output for output in outputs if tf.is_tensor(output) and output.shape.rank == 2]
@@ -152,24 +166,15 @@ def pooled(features: tf.Tensor, path: Path) -> tf.Tensor:
 
 def image_size(interface: Interface) -> int | None:
     """Returns the height and width in pixels that a SavedModel is fixed to, or None if it accepts any."""
+    if interface.takes_tokens:
+        return None
     shape = interface.input_spec.shape
     return shape[1] if shape.rank == 4 else None
 
 
-def check_image_size(wanted: int | None, fixed: int | None, path: Path) -> None:
-    """Compares the user's image_size with what a SavedModel is fixed to.
-
-    Raises:
-        BackboneError: They differ.
-    """
-    if wanted and fixed and wanted != fixed:
-        raise BackboneError(
-            f"backbone {path} accepts {fixed}x{fixed} photos only. Received: image_size={wanted}. Leave image_size "
-            "unset."
-        )
-
-
 def _is_input(spec: Any, task: str) -> bool:
+    if task == "text" and isinstance(spec, dict):
+        return set(spec) == BERT_INPUTS
     if not isinstance(spec, tf.TensorSpec):
         return False
     if task == "text":
@@ -182,6 +187,8 @@ def _is_input(spec: Any, task: str) -> bool:
 
 
 def _described(spec: Any) -> str:
+    if isinstance(spec, dict):
+        return "{" + ", ".join(sorted(map(str, spec))) + "}"
     return f"{spec.dtype.name} {spec.shape}" if isinstance(spec, tf.TensorSpec) else type(spec).__name__
 
 
@@ -213,3 +220,45 @@ def _captured(loaded: Any, interface: Interface) -> list[tf.Variable]:
     if interface.argument is not None:
         return list(interface.function.variables)  # type: ignore[attr-defined]
     return [variable for function in loaded.__call__.concrete_functions for variable in function.variables]
+
+
+def make_packer(loaded: Any, path: Path, max_sequence_length: int | None) -> Callable[[tf.Tensor], Any]:
+    """Returns the function from texts, string [B], to a BERT-like encoder's inputs, int32 [B, tokens] each.
+
+    Args:
+        loaded: A preprocessing SavedModel; with `tokenize` and `bert_pack_inputs` it can make any length.
+        path: Where it came from.
+        max_sequence_length: Tokens; None for what the SavedModel does by itself.
+
+    Raises:
+        BackboneError: It is no preprocessor, or has one length only and another is wanted.
+    """
+    can_pack = all(hasattr(loaded, name) for name in ("tokenize", "bert_pack_inputs"))
+    if not can_pack and not _makes_tokens(loaded):
+        raise BackboneError(
+            f"preprocessor {path} does not make tokens from texts. Expected a SavedModel of TF-Hub's BERT "
+            "preprocessing interface, such as bert_en_uncased_preprocess."
+        )
+    if max_sequence_length is None:
+        return loaded
+    if not can_pack:
+        raise BackboneError(
+            f"preprocessor {path} has one sequence length only: it lacks tokenize and bert_pack_inputs. Received: "
+            f"max_sequence_length={max_sequence_length}. Leave it unset."
+        )
+    length = tf.constant(max_sequence_length, tf.int32)
+    return lambda texts: loaded.bert_pack_inputs([loaded.tokenize(texts)], length)
+
+
+def _makes_tokens(loaded: Any) -> bool:
+    """Returns whether a SavedModel can be called with texts and gives what BERT-like encoders take."""
+
+    @tf.function(autograph=False)
+    def make(texts: tf.Tensor) -> Any:
+        return loaded(texts)
+
+    try:
+        outputs = make.get_concrete_function(tf.TensorSpec([None], tf.string)).structured_outputs
+    except (TypeError, ValueError):  # It cannot be called, or not with texts.
+        return False
+    return isinstance(outputs, dict) and set(outputs) == BERT_INPUTS

@@ -1,8 +1,8 @@
 """Backbone cards: what a backbone is called, where it comes from and what it expects of its input.
 
-The facts are in `images.csv`, one row a backbone. They are what the publishers' pages and code state; what nobody
-states is left empty and stays None, because a wrong pixel range trains without an error, to a worse model. Every id
-of SageMaker JumpStart's image classification names the feature vector of its network, not the classifier.
+The facts are in `images.csv` and `texts.csv`, one row a backbone. They are what the publishers' pages and code state;
+what nobody states is left empty and stays None, because a wrong pixel range trains without an error, to a worse model.
+Every id of SageMaker JumpStart's image classification names the feature vector of its network, not the classifier.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 DEFAULT_IMAGE = "efficientnet-lite0"
+DEFAULT_TEXT = "universal-sentence-encoder-multilingual"
 PACKAGED = "packaged:"
-TABLES = ("images.csv",)
+TABLES = ("images.csv", "texts.csv")
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class Card:
         id: What users call it; for JumpStart's models, JumpStart's id.
         task: "image" or "text".
         handle: Where it is loaded from: a TF-Hub URL, or "packaged:NAME" for one made from a PyPI wheel.
+        preprocessor: TF-Hub URL of the SavedModel that makes this encoder's inputs from texts; None: it takes photos or
+            texts as they are.
         image_size: Height and width in pixels that it was trained for; None: none in particular, or not known.
         size_is_fixed: True: it takes no other size. False: it takes others (any, where `image_size` is None).
             None: not known.
@@ -36,12 +39,14 @@ class Card:
         fine_tunable: Whether it can be trained, not only used frozen.
         licence: SPDX identifier of the weights' licence; None: not known.
         defaults: Hyperparameter values that this backbone brings; they stand between the user's and the table's.
+        whole_defaults: The same, for training it whole only; they go before `defaults`.
         note: What else a user should know; may be empty.
     """
 
     id: str
     task: str
     handle: str
+    preprocessor: str | None = None
     image_size: int | None = None
     size_is_fixed: bool | None = None
     pixel_range: tuple[float, float] | None = None
@@ -49,6 +54,7 @@ class Card:
     fine_tunable: bool = True
     licence: str | None = None
     defaults: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    whole_defaults: Mapping[str, Any] = field(default_factory=dict, hash=False)
     note: str = ""
 
 
@@ -99,19 +105,24 @@ def _short(id: str) -> str:
     return re.sub(r"^tensorflow-(ic|tc)-(imagenet-)?|-classification-\d+$", "", _plain(id))
 
 
-def _card(row: dict[str, str]) -> Card:
-    """Returns the card of a row: empty cells are unknown, yes and no, ranges as "0,1", defaults as a JSON object."""
-    low, _, high = row["pixel_range"].partition(",")
+def _card(row: Mapping[str, str]) -> Card:
+    """Returns the card of a row, which may lack what has no meaning for its task.
+
+    Empty cells are unknown; a pixel range is written "0,1", defaults as a JSON object.
+    """
+    low, _, high = row.get("pixel_range", "").partition(",")
     return Card(
         id=row["id"],
         task=row["task"],
         handle=row["handle"],
-        image_size=int(row["image_size"]) if row["image_size"] else None,
-        size_is_fixed={"yes": True, "no": False, "": None}[row["size_is_fixed"]],
+        preprocessor=row.get("preprocessor") or None,
+        image_size=int(row["image_size"]) if row.get("image_size") else None,
+        size_is_fixed={"yes": True, "no": False, "": None}[row.get("size_is_fixed", "")],
         pixel_range=(float(low), float(high)) if low else None,
         feature_size=int(row["feature_size"]) if row["feature_size"] else None,
         fine_tunable={"yes": True, "no": False}[row["fine_tunable"]],
         licence=row["licence"] or None,
         defaults=json.loads(row["defaults"] or "{}"),
+        whole_defaults=json.loads(row.get("whole_defaults") or "{}"),
         note=row["note"],
     )

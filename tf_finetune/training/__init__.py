@@ -92,10 +92,11 @@ def fit(
         TrainingError: The loss became NaN or infinite.
     """
     count, replicas = len(training), strategy.num_replicas_in_sync
-    plan = Plan(count, settings.batch_size, replicas, settings.epochs, settings.random_seed)
+    plan = Plan(count, min(settings.batch_size, count), replicas, settings.epochs, settings.random_seed)
     rates = optimizers.learning_rates(settings, plan.steps)
     with strategy.scope():
-        optimizer = optimizers.make(settings, rates)
+        optimizer = optimizers.make(settings, rates, model.backbone.task)
+        optimizers.spare_from_decay(optimizer, model.trainable_variables)
         optimizer.build(model.trainable_variables)
     weights = steps.class_weights(training.labels, model.num_classes, settings)
     step = steps.make_step(model, optimizer, settings, strategy, weights, training.is_features)
@@ -106,6 +107,7 @@ def fit(
     for epoch in range(1, plan.epochs + 1):
         loss, accuracy = _run_epoch(step, batches, plan, epoch, settings, progress)
         _average_statistics(model, strategy)
+        _check_weights(model, epoch, settings)
         figures, score = _validate(answer, validation, settings, strategy)
         rate = float(rates(epoch * plan.steps_per_epoch - 1) if callable(rates) else rates)
         history.append({"epoch": epoch, "loss": loss, "accuracy": accuracy, **figures, "learning_rate": rate})
@@ -161,10 +163,23 @@ def _check_finite(results: list[tuple[tf.Tensor, ...]], number: int, epoch: int,
     first = max(0, number - CHECK_EVERY)
     for place, result in enumerate(results[first:], start=first + 1):
         if not np.isfinite(float(result[0])):
-            raise TrainingError(
-                f"The loss became {float(result[0])} in epoch {epoch}, step {place}. Lower learning_rate (now "
-                f"{settings.learning_rate:g}), give warmup_steps_fraction=0.1, or set train_only_top_layer=True."
-            )
+            raise TrainingError(f"The loss became {float(result[0])} in epoch {epoch}, step {place}. {_cure(settings)}")
+
+
+def _check_weights(model: Classifier, epoch: int, settings: Hyperparameters) -> None:
+    """Stops when the epoch's last step, whose effect no loss has shown yet, spoilt the weights."""
+    if not all(np.isfinite(variable.numpy()).all() for variable in model.head.variables):
+        raise TrainingError(f"The weights became NaN or infinite in epoch {epoch}. {_cure(settings)}")
+
+
+def _cure(settings: Hyperparameters) -> str:
+    cures = [f"lower learning_rate (now {settings.learning_rate:g})", "give warmup_steps_fraction=0.1"]
+    if settings.epsilon == 0:
+        cures.insert(0, "give epsilon its default of 1e-07 (now 0)")
+    if not settings.train_only_top_layer:
+        cures.append("set train_only_top_layer=True")
+    text = ", or ".join(cures)
+    return text[0].upper() + text[1:] + "."
 
 
 def _average_statistics(model: Classifier, strategy: tf.distribute.Strategy) -> None:

@@ -9,6 +9,8 @@ import keras
 
 from tf_finetune.hyperparameters import Hyperparameters
 
+WEIGHT_DECAY = 0.01  # Of adamw; BERT's own.
+
 
 def learning_rates(settings: Hyperparameters, steps: int) -> Any:
     """Returns the learning rate: a number, or a Keras schedule of the step when it changes.
@@ -27,14 +29,27 @@ def learning_rates(settings: Hyperparameters, steps: int) -> Any:
     return schedules.PolynomialDecay(0.0, warmup, end_learning_rate=rate) if warmup else rate
 
 
-def make(settings: Hyperparameters, rates: Any) -> keras.optimizers.Optimizer:
-    """Returns the optimizer that `settings.optimizer` names, with the settings that it uses."""
+def make(settings: Hyperparameters, rates: Any, task: str) -> keras.optimizers.Optimizer:
+    """Returns the optimizer that `settings.optimizer` names, with the settings that it uses.
+
+    As in the built-in algorithms, rmsprop uses the momentum for photos and not for texts.
+    """
+    rmsprop_momentum = settings.momentum if task == "image" else 0.0
     kinds: dict[str, Callable[[], keras.optimizers.Optimizer]] = {
         "adam": lambda: keras.optimizers.Adam(rates, settings.beta_1, settings.beta_2, settings.epsilon),
+        "adamw": lambda: keras.optimizers.AdamW(
+            rates, WEIGHT_DECAY, settings.beta_1, settings.beta_2, settings.epsilon
+        ),
         "sgd": lambda: keras.optimizers.SGD(rates, settings.momentum),
         "nesterov": lambda: keras.optimizers.SGD(rates, settings.momentum, nesterov=True),
-        "rmsprop": lambda: keras.optimizers.RMSprop(rates, settings.rho, settings.momentum, settings.epsilon),
+        "rmsprop": lambda: keras.optimizers.RMSprop(rates, settings.rho, rmsprop_momentum, settings.epsilon),
         "adagrad": lambda: keras.optimizers.Adagrad(rates, settings.initial_accumulator_value, settings.epsilon),
         "adadelta": lambda: keras.optimizers.Adadelta(rates, settings.rho, settings.epsilon),
     }
     return kinds[settings.optimizer]()
+
+
+def spare_from_decay(optimizer: keras.optimizers.Optimizer, variables: list[keras.Variable]) -> None:
+    """Spares biases and the scales of norms, which are vectors, from weight decay, as BERT's own training does."""
+    if optimizer.weight_decay is not None:
+        optimizer.exclude_from_weight_decay(var_list=[one for one in variables if len(one.shape) < 2])

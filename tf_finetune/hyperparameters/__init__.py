@@ -1,7 +1,6 @@
 """The one table of hyperparameters: name, type, default, range, meaning; strings in, all problems out at once.
 
-Names, ranges and defaults are those of SageMaker's "Image Classification - TensorFlow"; where its user guide and its
-JumpStart specification differ, the specification's default is taken. Rows that the built-in lacks say so in ADDED.
+Rows that SageMaker's built-in algorithms lack are in ADDED.
 """
 
 from __future__ import annotations
@@ -10,17 +9,14 @@ import difflib
 import json
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import pydantic
 from pydantic.fields import FieldInfo
 
 from tf_finetune.errors import HyperparameterError, listed
-
-Fraction = typing.Annotated[float, pydantic.Field(ge=0, le=1, allow_inf_nan=False)]
-SignedFraction = typing.Annotated[float, pydantic.Field(ge=-1, le=1, allow_inf_nan=False)]
-Count = typing.Annotated[int, pydantic.Field(ge=1)]
+from tf_finetune.hyperparameters.fields import Hyperparameters
 
 ALIASES = {
     "train_only_on_top_layer": "train_only_top_layer",
@@ -28,87 +24,24 @@ ALIASES = {
     "eps": "epsilon",
 }
 ADDED = frozenset(
-    {"backbone", "image_size", "pixel_range", "class_weight", "schedule", "warmup_steps_fraction", "min_accuracy"}
+    {
+        "backbone",
+        "image_size",
+        "pixel_range",
+        "max_sequence_length",
+        "preprocessor",
+        "class_weight",
+        "schedule",
+        "warmup_steps_fraction",
+        "min_accuracy",
+    }
 )
-
-
-def _field(default: Any, description: str, **used_when: tuple[Any, ...]) -> Any:
-    """Returns a row of the table; `used_when` names the settings without which the row has no effect."""
-    return pydantic.Field(default, description=description, json_schema_extra={"used_when": used_when})  # type: ignore[dict-item]
-
-
-class Hyperparameters(pydantic.BaseModel):
-    """The settings of one job, typed and checked. The fields are the table's rows, in the order it is shown."""
-
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
-
-    backbone: str = _field(
-        "efficientnet-lite0",
-        "the pretrained model: an id of `tf-finetune backbones`, a folder or .tar.gz of a SavedModel, or a hub URL",
-    )
-    train_only_top_layer: bool = _field(True, "train the head only and leave the backbone as it is")
-    epochs: Count = _field(5, "passes over the training examples")
-    learning_rate: Fraction = _field(0.001, "step size of the optimizer")
-    batch_size: Count = _field(32, "examples per step, over all devices together")
-    optimizer: Literal["adam", "sgd", "nesterov", "rmsprop", "adagrad", "adadelta"] = _field(
-        "adam", "how the weights are updated"
-    )
-    schedule: Literal["constant", "cosine"] = _field("constant", "learning rate after the warm-up")
-    warmup_steps_fraction: Fraction = _field(
-        0.0, "share of all steps in which the learning rate rises from 0 to learning_rate"
-    )
-    momentum: Fraction = _field(0.9, "momentum of the optimizer", optimizer=("sgd", "nesterov", "rmsprop"))
-    beta_1: Fraction = _field(0.9, "decay of the first moment", optimizer=("adam",))
-    beta_2: Fraction = _field(0.999, "decay of the second moment", optimizer=("adam",))
-    epsilon: Fraction = _field(1e-7, "keeps divisions stable", optimizer=("adam", "rmsprop", "adagrad", "adadelta"))
-    rho: Fraction = _field(0.95, "decay of the squared gradients", optimizer=("rmsprop", "adadelta"))
-    initial_accumulator_value: Fraction = _field(0.1, "starting value of the accumulators", optimizer=("adagrad",))
-    dropout_rate: Fraction = _field(0.2, "share of the features dropped in each training step")
-    regularizers_l2: Fraction = _field(0.0001, "L2 penalty on the head's kernel")
-    label_smoothing: Fraction = _field(0.1, "share of each target spread evenly over all classes")
-    class_weight: Literal["none", "balanced"] = _field(
-        "none", "balanced weighs each example by N / (K x size of its class)"
-    )
-    early_stopping: bool = _field(False, "stop when eval_metric no longer improves")
-    early_stopping_patience: Count = _field(5, "epochs without improvement before stopping", early_stopping=(True,))
-    early_stopping_min_delta: Fraction = _field(
-        0.0, "the least change that counts as improvement", early_stopping=(True,)
-    )
-    eval_metric: Literal["accuracy", "precision", "recall", "auc", "prc"] = _field(
-        "accuracy", "picks the best epoch; all but accuracy need binary_mode"
-    )
-    binary_mode: bool = _field(False, "two classes: one sigmoid unit, index 1 being the positive class")
-    min_accuracy: Fraction = _field(0.0, "below this validation accuracy the job fails and exports nothing")
-    validation_split_ratio: Fraction = _field(
-        0.2, "share of the training channel kept for validation; not used with a validation channel"
-    )
-    random_seed: int = pydantic.Field(123, ge=0, description="seed of everything that is random")
-    augmentation: bool = _field(False, "flip, rotate and zoom the training photos at random")
-    augmentation_random_flip: Literal["horizontal_and_vertical", "horizontal", "vertical", "None"] = _field(
-        "horizontal_and_vertical", "directions in which photos are flipped", augmentation=(True,)
-    )
-    augmentation_random_rotation: SignedFraction = _field(
-        0.2, "largest rotation either way, as a fraction of a full turn (0.2 is 72 degrees)", augmentation=(True,)
-    )
-    augmentation_random_zoom: SignedFraction = _field(
-        0.1, "largest zoom either way, as a fraction of the height", augmentation=(True,)
-    )
-    image_size: int | None = pydantic.Field(
-        None, ge=8, le=4096, description="height and width in pixels; empty: the backbone's own"
-    )
-    image_resize_interpolation: Literal[
-        "bilinear", "nearest", "bicubic", "area", "lanczos3", "lanczos5", "gaussian", "mitchellcubic"
-    ] = _field("bilinear", "method of tf.image.resize")
-    pixel_range: Literal["0,1", "-1,1", "0,255"] | None = _field(
-        None, "pixel values that the backbone expects; empty: the backbone card's, else 0,1"
-    )
-    reinitialize_top_layer: Literal["Auto", "True", "False"] = _field(
-        "Auto", "with a model channel that holds an earlier result: a new head, or the earlier one"
-    )
 
 
 FIELDS: Mapping[str, FieldInfo] = Hyperparameters.model_fields
 NAMES = tuple(FIELDS)
+PLURALS = {"image": "photos", "text": "texts"}
+TEXT_ADAMW_WARMUP = 0.1
 
 
 def canonical(name: str) -> str:
@@ -121,7 +54,7 @@ def canonical(name: str) -> str:
     return ALIASES.get(name, name)
 
 
-def parse(raw: Mapping[str, object]) -> dict[str, Any]:
+def parse(raw: Mapping[str, object], task: str | None = None) -> dict[str, Any]:
     """Returns the typed values of the hyperparameters that were given.
 
     Values may be strings as SageMaker sends them: "True"/"true", "3", JSON-encoded once more ('"adam"'), or empty,
@@ -137,6 +70,10 @@ def parse(raw: Mapping[str, object]) -> dict[str, Any]:
         key = canonical(name)
         if key not in FIELDS:
             problems.append(_unknown(name))
+            continue
+        only = _extra(key)["task"]
+        if task is not None and only not in (None, task):
+            problems.append(f"{name}: it is for {PLURALS[only]} only, and the training channel holds {PLURALS[task]}")
             continue
         text = _unquoted(value, key)
         if text is None:
@@ -158,28 +95,56 @@ def parse(raw: Mapping[str, object]) -> dict[str, Any]:
     return values
 
 
-def resolve(given: Mapping[str, Any], card: Mapping[str, Any]) -> tuple[Hyperparameters, dict[str, str]]:
+def resolve(
+    given: Mapping[str, Any],
+    card: Mapping[str, Any],
+    whole: Mapping[str, Any] | None = None,
+    task: str = "image",
+) -> tuple[Hyperparameters, dict[str, str]]:
     """Returns all settings, and for each where it came from.
 
     Args:
         given: What `parse` returned: the user's values.
         card: Values that the backbone's catalog card brings; they stand between the user's and the table's.
+        whole: Values that the card brings where the backbone is trained whole; they go before `card` then.
+        task: "image" or "text", which some defaults depend on.
 
     Returns:
         The settings, and for each name "user", "card" or "default".
     """
-    settings = Hyperparameters(**{**card, **given})
+    defaults = {name: _extra(name)["text_default"] for name in NAMES} if task == "text" else {}
+    if whole and not Hyperparameters(**{**defaults, **card, **given}).train_only_top_layer:
+        card = {**card, **whole}
+    settings = Hyperparameters(**{**defaults, **card, **given})
+    if task == "text" and settings.optimizer == "adamw" and "warmup_steps_fraction" not in {**card, **given}:
+        settings = settings.model_copy(update={"warmup_steps_fraction": TEXT_ADAMW_WARMUP})
     sources = {name: "user" if name in given else "card" if name in card else "default" for name in NAMES}
     return settings, sources
+
+
+def default(name: str, task: str) -> Any:
+    """Returns the table's default of a hyperparameter for a task."""
+    return _extra(name)["text_default"] if task == "text" else FIELDS[name].default
+
+
+def check_classes(values: Mapping[str, Any], class_names: Sequence[str]) -> None:
+    """Compares binary_mode with the number of classes.
+
+    Raises:
+        HyperparameterError: It is on, and there are not two.
+    """
+    if values.get("binary_mode") and len(class_names) != 2:
+        raise HyperparameterError(
+            f"binary_mode: expected two classes in the training channel; received {len(class_names)}: "
+            f"{listed(class_names)}. Leave it off."
+        )
 
 
 def without_effect(settings: Hyperparameters, given: Iterable[str]) -> list[str]:
     """Returns a line for each setting that the user gave and that changes nothing in this run."""
     lines = []
     for name in given:
-        extra = FIELDS[name].json_schema_extra
-        conditions = extra.get("used_when", {}) if isinstance(extra, dict) else {}
-        for other, allowed in typing.cast("dict[str, tuple[Any, ...]]", conditions).items():
+        for other, allowed in _extra(name)["used_when"].items():
             if getattr(settings, other) not in allowed:
                 needed = " or ".join(str(value) for value in allowed)
                 lines.append(
@@ -213,32 +178,55 @@ def expected(name: str) -> str:
     if choices(name):
         return "one of " + " | ".join(choices(name))
     noun = "an integer" if kind is int else "a number"
-    bounds = {type(rule).__name__: rule for rule in FIELDS[name].metadata}
+    bounds = {type(rule).__name__: rule for rule in _rules(name)}
     low = getattr(bounds.get("Ge"), "ge", None)
     high = getattr(bounds.get("Le"), "le", None)
     return f"{noun} from {low} to {high}" if high is not None else f"{noun} of {low} or more"
 
 
 def table() -> list[dict[str, str]]:
-    """Returns the table as rows of text: name, accepts, default, meaning, and `source` (built-in or added)."""
+    """Returns the table as rows of text: name, task (image, text or both), accepts, default, text_default (where it is
+    another), meaning, and source (built-in or added)."""
     rows = []
     for name, field in FIELDS.items():
-        default = "" if field.default is None else str(field.default)
-        source = "added" if name in ADDED else "built-in"
+        extra = _extra(name)
+        default, text_default = (_shown(value) for value in (field.default, extra["text_default"]))
         rows.append(
             {
                 "name": name,
+                "task": extra["task"] or "both",
                 "accepts": expected(name),
                 "default": default,
+                "text_default": "" if text_default == default else text_default,
                 "meaning": field.description or "",
-                "source": source,
+                "source": "added" if name in ADDED else "built-in",
             }
         )
     return rows
 
 
+def _shown(value: object) -> str:
+    return "" if value is None else str(value)
+
+
+def _extra(name: str) -> Mapping[str, Any]:
+    return typing.cast("Mapping[str, Any]", FIELDS[name].json_schema_extra)
+
+
 def _kind(name: str) -> Any:
-    """Returns the field's type without the `| None`."""
+    """Returns the field's type without the `| None` and without its bounds."""
+    kind = _without_none(name)
+    return typing.get_args(kind)[0] if typing.get_origin(kind) is typing.Annotated else kind
+
+
+def _rules(name: str) -> list[Any]:
+    """Returns the field's bounds, wherever pydantic keeps them."""
+    kind = _without_none(name)
+    inner = typing.get_args(kind)[1].metadata if typing.get_origin(kind) is typing.Annotated else []
+    return [*FIELDS[name].metadata, *inner]
+
+
+def _without_none(name: str) -> Any:
     annotation = FIELDS[name].annotation
     if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
         return next(kind for kind in typing.get_args(annotation) if kind is not type(None))

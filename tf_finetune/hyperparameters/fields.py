@@ -1,0 +1,118 @@
+"""The rows of the table: name, type, default, range, meaning, and for what each is.
+
+Names, ranges and defaults are those of SageMaker's "Image Classification - TensorFlow" and "Text Classification -
+TensorFlow"; where the user guide and the JumpStart specification differ, the specification's default is taken.
+"""
+
+from __future__ import annotations
+
+import typing
+from typing import Any, Literal
+
+import pydantic
+
+Fraction = typing.Annotated[float, pydantic.Field(ge=0, le=1, allow_inf_nan=False)]
+SignedFraction = typing.Annotated[float, pydantic.Field(ge=-1, le=1, allow_inf_nan=False)]
+Count = typing.Annotated[int, pydantic.Field(ge=1)]
+
+
+def _field(
+    default: Any, description: str, *, task: str | None = None, text: Any = None, **used_when: tuple[Any, ...]
+) -> Any:
+    """Returns a row of the table.
+
+    Args:
+        default: Its default, for photos at least.
+        description: Its meaning.
+        task: The only task that it is for: "image" or "text".
+        text: Its default for texts where that is another.
+        **used_when: The settings without which it has no effect.
+    """
+    extra = {"task": task, "text_default": default if text is None else text, "used_when": used_when}
+    return pydantic.Field(default, description=description, json_schema_extra=extra)
+
+
+class Hyperparameters(pydantic.BaseModel):
+    """The settings of one job, typed and checked. The fields are the table's rows, in the order it is shown."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    backbone: str = _field(
+        "efficientnet-lite0",
+        "the pretrained model: an id of `tf-finetune backbones`, a folder or .tar.gz of a SavedModel, or a hub URL",
+        text="universal-sentence-encoder-multilingual",
+    )
+    train_only_top_layer: bool = _field(True, "train the head only and leave the backbone as it is")
+    epochs: Count = _field(5, "passes over the training examples", text=10)
+    learning_rate: Fraction = _field(0.001, "step size of the optimizer")
+    batch_size: Count = _field(32, "examples per step, over all devices together")
+    optimizer: Literal["adam", "adamw", "sgd", "nesterov", "rmsprop", "adagrad", "adadelta"] = _field(
+        "adam", "how the weights are updated; adamw decays all but biases and norms by 0.01"
+    )
+    schedule: Literal["constant", "cosine"] = _field("constant", "learning rate after the warm-up")
+    warmup_steps_fraction: Fraction = _field(
+        0.0, "share of all steps in which the learning rate rises from 0 to learning_rate; 0.1 for texts with adamw"
+    )
+    momentum: Fraction = _field(
+        0.9, "momentum of the optimizer; rmsprop uses it for photos only", optimizer=("sgd", "nesterov", "rmsprop")
+    )
+    beta_1: Fraction = _field(0.9, "decay of the first moment", optimizer=("adam", "adamw"))
+    beta_2: Fraction = _field(0.999, "decay of the second moment", optimizer=("adam", "adamw"))
+    epsilon: Fraction = _field(
+        1e-7, "keeps divisions stable", optimizer=("adam", "adamw", "rmsprop", "adagrad", "adadelta")
+    )
+    rho: Fraction = _field(0.95, "decay of the squared gradients", optimizer=("rmsprop", "adadelta"))
+    initial_accumulator_value: Fraction = _field(
+        0.1, "starting value of the accumulators", text=0.0001, optimizer=("adagrad",)
+    )
+    dropout_rate: Fraction = _field(0.2, "share of the features dropped in each training step")
+    regularizers_l2: Fraction = _field(0.0001, "L2 penalty on the head's kernel")
+    label_smoothing: Fraction = _field(0.1, "share of each target spread evenly over all classes", text=0.0)
+    class_weight: Literal["none", "balanced"] = _field(
+        "none", "balanced weighs each example by N / (K x size of its class)"
+    )
+    early_stopping: bool = _field(False, "stop when eval_metric no longer improves")
+    early_stopping_patience: Count = _field(5, "epochs without improvement before stopping", early_stopping=(True,))
+    early_stopping_min_delta: Fraction = _field(
+        0.0, "the least change that counts as improvement", early_stopping=(True,)
+    )
+    eval_metric: Literal["accuracy", "precision", "recall", "auc", "prc"] = _field(
+        "accuracy", "picks the best epoch; all but accuracy need binary_mode"
+    )
+    binary_mode: bool = _field(False, "two classes: one sigmoid unit, index 1 being the positive class")
+    min_accuracy: Fraction = _field(0.0, "below this validation accuracy the job fails and exports nothing")
+    validation_split_ratio: Fraction = _field(
+        0.2, "share of the training channel kept for validation; not used with a validation channel"
+    )
+    random_seed: typing.Annotated[int, pydantic.Field(ge=0)] = _field(123, "seed of everything that is random")
+    augmentation: bool = _field(False, "flip, rotate and zoom the training photos at random", task="image")
+    augmentation_random_flip: Literal["horizontal_and_vertical", "horizontal", "vertical", "None"] = _field(
+        "horizontal_and_vertical", "directions in which photos are flipped", task="image", augmentation=(True,)
+    )
+    augmentation_random_rotation: SignedFraction = _field(
+        0.2,
+        "largest rotation either way, as a fraction of a full turn (0.2 is 72 degrees)",
+        task="image",
+        augmentation=(True,),
+    )
+    augmentation_random_zoom: SignedFraction = _field(
+        0.1, "largest zoom either way, as a fraction of the height", task="image", augmentation=(True,)
+    )
+    image_size: typing.Annotated[int, pydantic.Field(ge=8, le=4096)] | None = _field(
+        None, "height and width in pixels; empty: the backbone's own", task="image"
+    )
+    image_resize_interpolation: Literal[
+        "bilinear", "nearest", "bicubic", "area", "lanczos3", "lanczos5", "gaussian", "mitchellcubic"
+    ] = _field("bilinear", "method of tf.image.resize", task="image")
+    pixel_range: Literal["0,1", "-1,1", "0,255"] | None = _field(
+        None, "pixel values that the backbone expects; empty: the backbone card's, else 0,1", task="image"
+    )
+    max_sequence_length: typing.Annotated[int, pydantic.Field(ge=3, le=512)] | None = _field(
+        None, "tokens of a text that a BERT-like backbone reads; empty: 128", task="text"
+    )
+    preprocessor: str | None = _field(
+        None, "SavedModel that makes a BERT-like backbone's inputs from texts; empty: the backbone card's", task="text"
+    )
+    reinitialize_top_layer: Literal["Auto", "True", "False"] = _field(
+        "Auto", "with a model channel that holds an earlier result: a new head, or the earlier one"
+    )
