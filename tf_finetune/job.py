@@ -19,7 +19,6 @@ log = logging.getLogger(__name__)
 
 DEFAULT_OUTPUT = "results"
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
-ARCHIVE_SUFFIXES = (".tar.gz", ".tgz", ".tar")
 Found = TypeVar("Found")
 
 
@@ -173,8 +172,7 @@ def _card(handle: str, task: str | None) -> catalog.Card | None:
     Raises:
         UsageError: It is for the other task.
     """
-    # A catalog id is one word; ./word is a folder that happens to be called so.
-    card = catalog.find(handle) if os.sep not in handle else None
+    card = _named_card(handle)
     if card and task and card.task != task:
         wanted = [other.id for other in catalog.cards(task)]
         takes, holds = hyperparameters.PLURALS[card.task], hyperparameters.PLURALS[task]
@@ -182,6 +180,11 @@ def _card(handle: str, task: str | None) -> catalog.Card | None:
             f"backbone {handle} takes {takes}, but the training channel holds {holds}. Choose {listed(wanted)}."
         )
     return card
+
+
+def _named_card(handle: str) -> catalog.Card | None:
+    """Returns the card whose id a handle is; an id is one word, and ./word a folder that happens to be called so."""
+    return catalog.find(handle) if os.sep not in handle else None
 
 
 def _handle(values: Mapping[str, Any], model_channel: Path | None, task: str) -> str:
@@ -193,10 +196,11 @@ def _handle(values: Mapping[str, Any], model_channel: Path | None, task: str) ->
         handle = str(values.get("backbone", default))
     else:
         handle = str(_in_model_channel(model_channel))
-    is_remote = handle.startswith(("http://", "https://", "s3://"))
-    if handle.startswith("s3://") or (_exists(handle) and (os.sep in handle or catalog.find(handle) is None)):
+    if _named_card(handle) or handle.startswith(("http://", "https://")):
+        return handle
+    if handle.startswith("s3://") or _exists(handle):
         storage.check_local(handle)
-    if not is_remote and not _exists(handle) and catalog.find(handle) is None:
+    else:
         close = catalog.suggestions(handle)
         hint = f" Did you mean {listed(close)}?" if close else ""
         raise UsageError(
@@ -215,7 +219,7 @@ def _in_model_channel(channel: Path) -> Path:
         raise UsageError(f"model channel {channel} holds an earlier result; going on from one is not supported yet.")
     if channel.is_file() or any(channel.glob("saved_model.pb*")) or any(channel.glob("*/saved_model.pb*")):
         return channel
-    archives = [file for file in sorted(channel.glob("*")) if file.name.endswith(ARCHIVE_SUFFIXES)]
+    archives = [file for file in sorted(channel.glob("*")) if file.name.endswith(storage.ARCHIVE_SUFFIXES)]
     if len(archives) == 1:
         return archives[0]
     raise UsageError(

@@ -366,3 +366,10 @@ def test_split_csv_says_where_each_example_is(tmp_path):
     }
     assert len(rows) == 10
     assert rows == sorted(rows, key=lambda row: (row["split"], row["id"]))
+
+
+def test_loose_photos_are_told_once_though_a_job_looks_before_it_reads(tmp_path, caplog):
+    write_files(tmp_path, {"a/1.jpg": b"1", "b/2.jpg": b"2", "loose.jpg": b"3"})
+    examples.check("image", tmp_path)
+    examples.read("image", tmp_path)
+    assert [record.getMessage().count("loose.jpg") for record in caplog.records] == [1]

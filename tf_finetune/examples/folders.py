@@ -43,6 +43,7 @@ def read(channel: Path, class_names: Sequence[str] | None = None, name: str = TR
         folders = check_classes(channel, class_names, name)
     if name == TRAINING:
         check_filled(channel, folders)
+    _tell_loose_photos(channel)
     found = {folder: photos(path) for folder, path in folders.items()}
     paths = [path for folder in sorted(found) for path in found[folder]]
     labels = [class_names.index(folder) for folder in sorted(found) for _ in found[folder]]
@@ -78,11 +79,6 @@ def class_folders(channel: Path, name: str = TRAINING) -> dict[str, Path]:
         raise DataError(
             f"{name} channel {channel} has class folders whose names are not UTF-8: {listed(strange)}. Rename them."
         )
-    loose = [entry.name for entry in entries if entry.is_file() and _is_photo(entry.name) and entry.name[0] != "."]
-    if loose:
-        log.warning(
-            "%s: %s beside the class folders left out: %s", channel, counted(len(loose), "photo"), listed(loose)
-        )
     return folders
 
 
@@ -109,6 +105,15 @@ def check_classes(channel: Path, class_names: Sequence[str], name: str) -> dict[
     folders = class_folders(channel, name)
     check_known(folders, class_names, name, channel)
     return folders
+
+
+def _tell_loose_photos(channel: Path) -> None:
+    files = sorted(entry.name for entry in channel.iterdir() if entry.is_file())
+    loose = [name for name in files if _is_photo(name) and not name.startswith(".")]
+    if loose:
+        log.warning(
+            "%s: %s beside the class folders left out: %s", channel, counted(len(loose), "photo"), listed(loose)
+        )
 
 
 def check_filled(channel: Path, folders: Mapping[str, Path]) -> None:
