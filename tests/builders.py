@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -382,3 +383,19 @@ def _save_bert_encoder(folder: Path, width: int, seed: int) -> None:
     spec = {name: tf.TensorSpec([None, None], tf.int32, name=name) for name in names}
     traces = ({"training": True}, {"training": False})
     save_reusable(folder, call, *traces, spec=spec, variables=weights, trainable_variables=weights)
+
+
+def race(command: list[str]) -> list[str]:
+    """Returns what two processes of a command print that say "ready" and are let go at the same time."""
+    both = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    for process in both:
+        assert process.stdout.readline() == "ready\n"
+    for process in both:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    answers = [process.communicate() for process in both]
+    assert [process.returncode for process in both] == [0, 0], answers
+    return [printed for printed, _ in answers]

@@ -9,7 +9,6 @@ import collections
 import io
 import os
 import pickle
-import subprocess
 import sys
 import types
 import zipfile
@@ -21,6 +20,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
+from tests import builders
 from tf_finetune import packaged, storage
 from tf_finetune.demo import photos as demo_photos
 from tf_finetune.errors import BackboneError
@@ -56,19 +56,7 @@ def packaged_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def raced(packaged_cache: Path) -> list[str]:
     """What two processes answered that converted into the same cache at the same time."""
-    command = [sys.executable, "-c", CONVERT, str(packaged_cache)]
-    both = [
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
-    for process in both:
-        assert process.stdout.readline() == "ready\n"
-    for process in both:
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    answers = [process.communicate() for process in both]
-    assert [process.returncode for process in both] == [0, 0], answers
-    return [printed.strip() for printed, _ in answers]
+    return [printed.strip() for printed in builders.race([sys.executable, "-c", CONVERT, str(packaged_cache)])]
 
 
 @pytest.fixture(scope="session")

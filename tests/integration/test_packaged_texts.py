@@ -20,6 +20,7 @@ import pytest
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
+from tests import builders
 from tf_finetune import packaged, storage, text_ops
 from tf_finetune.backbone import Backbone
 from tf_finetune.errors import BackboneError
@@ -95,19 +96,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def raced(cache: Path) -> list[list[str]]:
     """What two processes answered that converted into the same cache at the same time."""
-    command = [sys.executable, "-c", CONVERT, str(cache), *NAMES]
-    both = [
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
-    for process in both:
-        assert process.stdout.readline() == "ready\n"
-    for process in both:
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    answers = [process.communicate() for process in both]
-    assert [process.returncode for process in both] == [0, 0], answers
-    return [printed.split() for printed, _ in answers]
+    return [printed.split() for printed in builders.race([sys.executable, "-c", CONVERT, str(cache), *NAMES])]
 
 
 @pytest.fixture(scope="session")
