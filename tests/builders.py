@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 from pathlib import Path
 
@@ -210,7 +211,20 @@ def array_source(inputs: np.ndarray, labels, settings=None):
         return images.augment(row, seed, settings) if settings and settings.augmentation else row
 
     keys = 1000 + np.arange(len(inputs), dtype=np.int64)
-    return features.Source(load, np.array(labels, np.int32), keys, is_features=rows.ndim == 2)
+    digests = [hashlib.sha256(one.tobytes()).digest() for one in inputs]
+    given = np.asarray(inputs, np.float32) if rows.ndim == 2 else None
+    return features.Source(load, np.array(labels, np.int32), keys, digests, rows=given)
+
+
+def make_passes(body, size: int = 3, folder: Path | None = None, strategy=None, limit: int | None = None):
+    """Returns the passes through a frozen backbone, whose features are kept in a folder, or nowhere."""
+    import tensorflow as tf
+
+    from tf_finetune.feature_cache import Place
+    from tf_finetune.features.frozen import Passes
+
+    strategy = strategy or tf.distribute.get_strategy()
+    return Passes(body, size, 8, strategy, Place(folder, limit), {"preprocessing": "none"}, "test")
 
 
 def make_classifier(folder: Path, settings, strategy=None, num_classes: int = 3):

@@ -25,6 +25,7 @@ def train(
     test: str | os.PathLike[str] | None = None,
     model: str | os.PathLike[str] | None = None,
     replicas: int | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
     **hyperparameters: Any,
 ) -> dict[str, Any]:
     """Trains on class folders or data.csv and writes archive and report; returns what report.json holds.
@@ -37,6 +38,7 @@ def train(
         test: Like training; scored once, at the end.
         model: Folder or .tar.gz of a pretrained SavedModel, instead of the hyperparameter `backbone`.
         replicas: Devices to train on; by default all GPUs, or the CPU.
+        cache_dir: Folder where features are kept between jobs, or "none"; by default below TF_FINETUNE_CACHE.
         **hyperparameters: See `tf-finetune hyperparameters`.
 
     Raises:
@@ -45,7 +47,7 @@ def train(
     from tf_finetune import job
 
     channels = {"training": training, "validation": validation, "test": test, "model": model}
-    planned = job.plan(channels, hyperparameters, output, model_name, replicas=replicas)
+    planned = job.plan(channels, hyperparameters, output, model_name, replicas=replicas, cache_dir=cache_dir)
     from tf_finetune import devices, pipeline  # noqa: F401  (devices first: it imports TensorFlow without its noise)
 
     return pipeline.run(planned)

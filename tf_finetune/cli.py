@@ -116,6 +116,10 @@ def _parser() -> Parser:
     backbones = command("backbones", _backbones, "list the backbones that are known by name, or show one")
     backbones.add_argument("id", metavar="ID", nargs="?", help="a backbone's id")
     backbones.add_argument("--json", action="store_true", help="print JSON")
+    cache = command("cache", _cache, "show the features that are kept between runs, or remove them")
+    cache.add_argument("--clear", action="store_true", help="remove them")
+    cache.add_argument("--cache-dir", "--cache_dir", metavar="PLACE", help="where they are (default: the cache folder)")
+    cache.add_argument("--json", action="store_true", help="print JSON")
     table = command("hyperparameters", _hyperparameters, "print the table of hyperparameters")
     table.add_argument("--format", choices=["text", "markdown", "json"], default="text", help="default: text")
     return parser
@@ -138,6 +142,9 @@ def _add_train(commands: Any) -> None:
         places.add_argument(f"--{channel}", metavar="CHANNEL", help=meaning)
     places.add_argument("--output", metavar="LOCATION", help="results go to LOCATION/NAME/output (default: results)")
     places.add_argument("--model-name", "--model_name", metavar="NAME", help="default: the training folder's name")
+    places.add_argument(
+        "--cache-dir", "--cache_dir", metavar="PLACE", help="folder where features are kept between runs, or none"
+    )
     places.add_argument("--replicas", metavar="N", help="devices to train on (default: all GPUs, or one CPU)")
     rows = train.add_argument_group("hyperparameters (hyphens or underscores)")
     for row in hyperparameters.table():
@@ -168,6 +175,8 @@ def _train(flags: argparse.Namespace, rest: Sequence[str]) -> int:
         sagemaker_output=(place.model_dir, place.output_data_dir) if place.on_sagemaker else None,
         replicas=_whole_number("--replicas", flags.replicas),
         arn=place.job_arn,
+        cache_dir=flags.cache_dir,
+        checkpoints=environment.feature_folder(place),
     )
     _tell_result(_run(planned))
     return 0
@@ -302,6 +311,17 @@ def _backbones(flags: argparse.Namespace, rest: Sequence[str]) -> int:
     from tf_finetune import tables
 
     print(tables.backbones_table(flags.id, flags.json))
+    return 0
+
+
+def _cache(flags: argparse.Namespace, rest: Sequence[str]) -> int:
+    from tf_finetune import feature_cache, storage, tables
+
+    kept = feature_cache.place(flags.cache_dir, environment.feature_folder(environment.read()), storage.cache_folder())
+    if flags.clear:
+        print(f"removed {feature_cache.clear(kept):,} bytes of features from {kept.folder}")
+    else:
+        print(tables.cache_table(kept, flags.json))
     return 0
 
 

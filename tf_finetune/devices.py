@@ -13,6 +13,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 from tf_finetune.errors import UsageError
 
@@ -89,6 +90,47 @@ def _mirrored(devices: tuple[str, ...]) -> tf.distribute.Strategy:
 def is_one_cpu(strategy: tf.distribute.Strategy) -> bool:
     """Returns whether a strategy computes on the first CPU alone."""
     return strategy.num_replicas_in_sync == 1 and not tf.config.list_physical_devices("GPU")
+
+
+REWRITERS = {"bfloat16": "auto_mixed_precision_onednn_bfloat16", "float16": "auto_mixed_precision"}
+
+
+def sixteen_bit(cpuinfo: Path = Path("/proc/cpuinfo")) -> str | None:
+    """Returns the 16-bit type that this machine computes in faster than in float32, or None.
+
+    It is float16 on GPUs, and bfloat16 on CPUs that multiply it in hardware (AVX512-BF16 or AMX).
+    """
+    if tf.config.list_physical_devices("GPU"):
+        return "float16"
+    flags: set[str] = set()
+    with contextlib.suppress(OSError):
+        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("flags"):
+                flags.update(line.split())
+                break
+    return "bfloat16" if flags & {"avx512_bf16", "amx_bf16"} else None
+
+
+@contextlib.contextmanager
+def rewriting(precision: str) -> Iterator[None]:
+    """Has TensorFlow compute in a precision inside of the functions that the body calls; weights stay float32.
+
+    The graph rewriter does it, as Keras's policies do not reach inside a SavedModel. It casts what gains by it
+    (convolutions, products of matrices) and leaves what would suffer.
+
+    Args:
+        precision: "float32", which changes nothing, "bfloat16" or "float16".
+    """
+    if precision == "float32":
+        yield
+        return
+    option = REWRITERS[precision]
+    before = bool(tf.config.optimizer.get_experimental_options().get(option, False))
+    tf.config.optimizer.set_experimental_options({option: True})
+    try:
+        yield
+    finally:
+        tf.config.optimizer.set_experimental_options({option: before})
 
 
 def _logical_cpus(count: int) -> list[str]:

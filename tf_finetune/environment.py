@@ -86,6 +86,14 @@ def read(environ: Mapping[str, str] = os.environ) -> Environment:
     )
 
 
+def feature_folder(place: Environment) -> Path | None:
+    """Returns where features are kept on SageMaker: beside the checkpoints, for each host, so that a job that was
+    interrupted finds them again. None where the job has no checkpoints."""
+    if not place.on_sagemaker or not place.checkpoint_dir.is_dir():
+        return None
+    return place.checkpoint_dir / f"features-{place.current_host}"
+
+
 def failure_file(environ: Mapping[str, str] = os.environ) -> Path | None:
     """Returns the file whose text SageMaker shows as the reason of a failure, or None where there is no such place."""
     base = _base(environ)

@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -79,10 +79,32 @@ def versions() -> dict[str, str]:
     return {"python": ".".join(map(str, sys.version_info[:3])), **installed}
 
 
-def check_parity(archive: Path, inputs: Mapping[str, Sequence[str]], expected: np.ndarray) -> float:
+@contextlib.contextmanager
+def fresh_process() -> Iterator[subprocess.Popen[str]]:
+    """Gives a process that knows nothing of this package, and imports TensorFlow while the caller still writes.
+
+    It waits for one line of JSON, as assets/answer.py says, and is ended with the block.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        script = Path(scratch, "answer.py")
+        shutil.copyfile(str(_asset("answer.py")), script)
+        pipe = subprocess.PIPE
+        with subprocess.Popen(
+            [sys.executable, str(script)], cwd=scratch, stdin=pipe, stdout=pipe, stderr=pipe, text=True
+        ) as process:
+            try:
+                yield process
+            finally:
+                process.kill()
+
+
+def check_parity(
+    process: subprocess.Popen[str], archive: Path, inputs: Mapping[str, Sequence[str]], expected: np.ndarray
+) -> float:
     """Has a fresh process, in which tf_finetune cannot be imported, answer raw inputs by the archive.
 
     Args:
+        process: As `fresh_process` gave it; it answers once.
         archive: The .tar.gz, or its unpacked folder.
         inputs: {"files": paths} or {"texts": texts}; n of them.
         expected: float32 [n, K]. The probabilities that this process gave.
@@ -94,18 +116,15 @@ def check_parity(archive: Path, inputs: Mapping[str, Sequence[str]], expected: n
         ExportError: The archive does not load there, or a probability differs by more than GATE_TOLERANCE.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        inputs_file, output_file = Path(scratch, "inputs.json"), Path(scratch, "output.json")
-        _write(inputs_file, inputs)
-        script = Path(scratch, "answer.py")
-        shutil.copyfile(str(_asset("answer.py")), script)
-        command = [sys.executable, str(script), str(archive.absolute()), str(inputs_file), str(output_file)]
-        done = subprocess.run(command, cwd=scratch, capture_output=True, text=True, timeout=GATE_SECONDS, check=False)
-        if done.returncode != 0:
-            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        output = Path(scratch, "output.json")
+        asked = {"archive": str(archive.absolute()), "inputs": inputs, "output": str(output)}
+        _, said = process.communicate(json.dumps(asked) + "\n", timeout=GATE_SECONDS)
+        if process.returncode != 0:
+            last = (said.strip().splitlines() or ["no message"])[-1]
             raise ExportError(
                 f"The exported model does not load in a fresh process: {last[:500]}. Nothing was exported."
             )
-        answers = np.array(json.loads(output_file.read_text(encoding="utf-8"))["probabilities"], np.float64)
+        answers = np.array(json.loads(output.read_text(encoding="utf-8"))["probabilities"], np.float64)
     difference = float(np.abs(answers - expected).max())
     if not difference <= GATE_TOLERANCE:  # NaN fails too.
         raise ExportError(

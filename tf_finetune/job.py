@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tf_finetune import catalog, examples, hyperparameters, storage
+from tf_finetune import catalog, examples, feature_cache, hyperparameters, storage
 from tf_finetune.errors import MESSAGE_LIMIT, FinetuneError, UsageError, listed, shortened
+from tf_finetune.feature_cache import Place
 from tf_finetune.hyperparameters import Hyperparameters
 
 log = logging.getLogger(__name__)
@@ -54,6 +55,7 @@ class Job:
         name: The job's name.
         arn: The training job's ARN on SageMaker.
         replicas: Devices to train on; None for all GPUs or one CPU.
+        feature_cache: Where the features of a frozen backbone are kept between jobs.
     """
 
     task: str
@@ -68,6 +70,7 @@ class Job:
     name: str
     arn: str | None = None
     replicas: int | None = None
+    feature_cache: Place = Place(None)
 
 
 def plan(
@@ -78,6 +81,8 @@ def plan(
     sagemaker_output: tuple[Path, Path] | None = None,
     replicas: int | None = None,
     arn: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    checkpoints: Path | None = None,
 ) -> Job:
     """Returns the job, or every reason why it cannot be done.
 
@@ -89,6 +94,8 @@ def plan(
         sagemaker_output: Model and data folder on SageMaker, used instead when there is no `output`.
         replicas: Devices to train on.
         arn: The training job's ARN.
+        cache_dir: Where features are kept, "none" for nowhere; None for the cache folder.
+        checkpoints: On SageMaker the folder for features where no other was named.
 
     Raises:
         FinetuneError: Names all that is wrong.
@@ -122,7 +129,16 @@ def plan(
     if replicas is not None and replicas < 1:
         problems.append(UsageError(f"--replicas: expected an integer of 1 or more; received {replicas}"))
     destination = tried(lambda: _destination(output, name or "model", sagemaker_output, folders.values()))
-    if problems or task is None or values is None or destination is None or name is None or handle is None:
+    kept = tried(lambda: feature_cache.place(cache_dir, checkpoints, storage.cache_folder()))
+    if (
+        problems
+        or task is None
+        or values is None
+        or destination is None
+        or name is None
+        or handle is None
+        or kept is None
+    ):
         raise _combined(problems)
     brought = (card.defaults, card.whole_defaults) if card else ({}, {})
     settings, sources = hyperparameters.resolve(values, *brought, task)
@@ -139,6 +155,7 @@ def plan(
         name=name,
         arn=arn,
         replicas=replicas,
+        feature_cache=kept,
     )
 
 

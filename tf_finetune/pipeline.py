@@ -7,6 +7,7 @@ import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from subprocess import Popen
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from tf_finetune import (
     evaluation,
     examples,
     export,
+    feature_cache,
     features,
     hyperparameters,
     images,
@@ -36,7 +38,8 @@ from tf_finetune.backbone import interface
 from tf_finetune.classifier import Classifier
 from tf_finetune.errors import ExportError
 from tf_finetune.examples import Examples
-from tf_finetune.features import Progress, Source
+from tf_finetune.features import Progress, Source, precision
+from tf_finetune.features.frozen import Passes, Way
 from tf_finetune.hyperparameters import Hyperparameters
 from tf_finetune.job import Job
 from tf_finetune.report.stopwatch import Stopwatch
@@ -44,6 +47,7 @@ from tf_finetune.training import steps
 
 log = logging.getLogger(__name__)
 
+SAMPLE = 32  # Examples on which 16 bits and scaled decoding are compared with the exact way.
 MEDIA: Mapping[str, Any] = {"image": images, "text": text}  # The branch: modules of the same functions.
 
 
@@ -61,19 +65,22 @@ def run(planned: Job, progress: Progress | None = None) -> dict[str, Any]:
         hyperparameters.check_classes(settings.model_dump(), parts["training"].class_names)
     with watch.stage("backbone"), strategy.scope():
         model, preprocessing = build_model(planned, medium, len(parts["training"].class_names))
+        passes = make_passes(planned, model, preprocessing, strategy, watch, progress)
     with medium.explaining_failures(parts.values(), preprocessing):
         with watch.stage("features"):
-            sources = read_sources(parts, medium, preprocessing, model, strategy, settings, progress)
-        with watch.stage("head" if settings.train_only_top_layer else "fine_tuning"):
-            fitted = training.fit(model, sources["training"], sources.get("validation"), settings, strategy, progress)
+            sources, frozen, chosen = read_sources(parts, medium, preprocessing, passes, settings)
+        fitted = fit(model, sources, frozen, settings, strategy, watch, progress)
         with watch.stage("evaluation"):
-            answers = answer(parts, sources, model, strategy, settings)
+            answers = answer(parts, sources, model, strategy)
             figures = measure(parts, answers)
     check_accuracy(figures, planned)
     record = describe(planned, parts, fitted, figures, warnings)
+    record |= account(parts, passes, chosen, settings)
     with results.stage(planned.destination) as staged:
-        with watch.stage("export"):
-            record["parity"] = export_and_prove(staged, planned, medium, model, strategy, preprocessing, parts, answers)
+        with watch.stage("export"), export.fresh_process() as process:
+            record["parity"] = export_and_prove(
+                process, staged, planned, medium, model, strategy, preprocessing, parts, answers
+            )
         record["seconds"] = watch.total()
         record["job"]["training_seconds"] = record["seconds"]["total"]
         results.write_data(staged / "data", record, parts, answers)
@@ -128,31 +135,99 @@ def locate(handle: str, settings: Hyperparameters) -> Path:
     return storage.resolve_backbone(handle, cache)
 
 
-def read_sources(
-    parts: Mapping[str, Examples],
-    medium: Any,
-    preprocessing: Any,
+def make_passes(
+    planned: Job,
     model: Classifier,
+    preprocessing: Any,
     strategy: tf.distribute.Strategy,
-    settings: Hyperparameters,
+    watch: Stopwatch,
     progress: Progress | None,
-) -> dict[str, Source]:
-    """Returns the examples of each part as training reads them: features of a frozen backbone, else photos.
+) -> Passes:
+    """Returns the passes through the backbone as its SavedModel has it."""
+    described = preprocessing.as_json()
+    return Passes(
+        model.backbone,
+        model.head.kernel.shape[0],
+        described.get("image_size"),
+        strategy,
+        planned.feature_cache,
+        {"preprocessing": described, "max_sequence_length": model.backbone.max_sequence_length},
+        planned.card.id if planned.card else planned.handle,
+        preparing=lambda: watch.stage("backbone"),
+        progress=progress,
+    )
 
-    Training photos that are augmented differ in each epoch, so they stay photos.
+
+def read_sources(
+    parts: Mapping[str, Examples], medium: Any, preprocessing: Any, passes: Passes, settings: Hyperparameters
+) -> tuple[dict[str, Source], Source | None, dict[str, Any]]:
+    """Returns the examples of each part as training reads them, training's features, and how those were computed.
+
+    A frozen backbone's are features throughout. One that is trained reads examples themselves, and features only of
+    training, from which the head that it starts with is solved.
     """
-    sources = {name: features.source(part, medium.loader(part, preprocessing)) for name, part in parts.items()}
-    if settings.augmentation:
+    raw = {name: features.source(part, medium.loader(part, preprocessing)) for name, part in parts.items()}
+    if not settings.train_only_top_layer and settings.augmentation:
         load = medium.loader(parts["training"], preprocessing, settings)
-        sources["training"] = dataclasses.replace(sources["training"], load=load)
-    if not settings.train_only_top_layer:
-        return sources
-    return {
-        name: source
-        if name == "training" and settings.augmentation
-        else features.compute(model.backbone, source, strategy, settings.batch_size, progress)
-        for name, source in sources.items()
-    }
+        raw["training"] = dataclasses.replace(raw["training"], load=load)
+    if not settings.train_only_top_layer and settings.optimizer != "auto":
+        return raw, None, {"asked": settings.precision, "features": None}
+    frozen, record = training_features(parts["training"], medium, preprocessing, passes, settings)
+    if settings.train_only_top_layer:
+        others = {name: passes.features(source) for name, source in raw.items() if name != "training"}
+        raw = {"training": frozen, **others}
+    feature_cache.evict(passes.place)
+    return raw, frozen, record
+
+
+def training_features(
+    part: Examples, medium: Any, preprocessing: Any, passes: Passes, settings: Hyperparameters
+) -> tuple[Source, dict[str, Any]]:
+    """Returns the features that the head is fitted to, how they were computed, and what the report says of that."""
+    # The first in the order of their digests: added examples hardly change the choice.
+    sample = dataclasses.replace(part, items=part.items[:SAMPLE])
+
+    def read(scaled: bool) -> Source:
+        return features.source(sample, medium.loader(sample, preprocessing, scaled=scaled))
+
+    way, record = precision.choose(
+        passes,
+        settings.precision,
+        medium is images,
+        len(part),
+        read,
+        lambda: medium.can_scale(sample, preprocessing),
+    )
+    distorted = settings.augmentation and settings.train_only_top_layer
+    load = medium.loader(part, preprocessing, settings if distorted else None, scaled=way.scaled)
+    source = features.source(part, load, settings.augmentation_views if distorted else 1)
+    augmentation = None
+    if distorted:
+        names = [name for name in hyperparameters.NAMES if name.startswith("augmentation_")]
+        augmentation = {name: getattr(settings, name) for name in ("random_seed", *names)}
+    return passes.features(source, way, augmentation), record
+
+
+def fit(
+    model: Classifier,
+    sources: Mapping[str, Source],
+    frozen: Source | None,
+    settings: Hyperparameters,
+    strategy: tf.distribute.Strategy,
+    watch: Stopwatch,
+    progress: Progress | None,
+) -> training.Fitted:
+    """Returns what training gave: a head that was solved, or epochs, with optimizer=auto from such a head."""
+    examples_of = (sources["training"], sources.get("validation"))
+    head = None
+    if frozen is not None and settings.optimizer == "auto":
+        with watch.stage("head"):
+            if settings.train_only_top_layer:
+                return training.fit_head(model, *examples_of, settings, strategy, progress)
+            head = training.solve(model, frozen, settings, progress)
+    with watch.stage("head" if settings.train_only_top_layer else "fine_tuning"):
+        fitted = training.fit(model, *examples_of, settings, strategy, progress)
+    return dataclasses.replace(fitted, head=head)
 
 
 def answer(
@@ -160,13 +235,12 @@ def answer(
     sources: Mapping[str, Source],
     model: Classifier,
     strategy: tf.distribute.Strategy,
-    settings: Hyperparameters,
 ) -> dict[str, np.ndarray]:
     """Returns float32 [N, K] for validation and test: the probabilities of each example's classes."""
     answers = {name: np.zeros([0, model.num_classes], np.float32) for name in ("validation", "test")}
     for name in set(answers) & set(parts):
         function = steps.make_answer(model, sources[name].is_features)
-        answers[name] = features.outputs(function, sources[name], strategy, settings.batch_size)
+        answers[name] = features.outputs(function, sources[name], strategy)
     return answers
 
 
@@ -204,7 +278,6 @@ def describe(
     """Returns the record of report.json, but for seconds and parity, which are known last."""
     parent = planned.card.id if planned.card else planned.handle
     artifact = planned.destination.archive or planned.destination.model_dir
-    calls = {example.digest for part in parts.values() for example in part.items}
     return {
         "task": planned.task,
         "backbone": parent,
@@ -215,8 +288,7 @@ def describe(
         "metrics": dict(figures),
         "history": fitted.history,
         "best_epoch": fitted.best_epoch,
-        "backbone_calls": len(calls),
-        "gate_calls": 0,
+        "head": fitted.head,
         "warnings": warnings,
         "job": {
             "parent_model": parent,
@@ -230,7 +302,24 @@ def describe(
     }
 
 
+def account(
+    parts: Mapping[str, Examples], passes: Passes, chosen: dict[str, Any], settings: Hyperparameters
+) -> dict[str, Any]:
+    """Returns what the report says of the passes through the backbone: how many, and in which precision."""
+    way = Way(chosen["features"] or "float32", bool(chosen.get("scaled_decoding")))
+    calls, checks = passes.calls(way)
+    if not settings.train_only_top_layer:  # Its epochs read every example.
+        calls = len({example.digest for part in parts.values() for example in part.items})
+    return {
+        "backbone_calls": calls,
+        "gate_calls": checks,
+        "precision": chosen,
+        "feature_cache": {"place": str(passes.place.folder) if passes.place.folder else None, "reused": passes.reused},
+    }
+
+
 def export_and_prove(
+    process: Popen[str],
     staged: Path,
     planned: Job,
     medium: Any,
@@ -254,12 +343,12 @@ def export_and_prove(
     else:
         on_cpu = model if devices.is_one_cpu(strategy) else classifier.twin(model, planned.settings)
         source = features.source(sample, medium.loader(sample, preprocessing))
-        expected = features.outputs(steps.make_answer(on_cpu, False), source, tf.distribute.get_strategy(), len(sample))
+        expected = features.outputs(steps.make_answer(on_cpu, False), source, tf.distribute.get_strategy())
         difference = None if given is None else export.check_accelerator(given, expected)
     serving = medium.serving_inputs(preprocessing)
     proved = write_model(staged, planned, on_cpu, serving, preprocessing.as_json(), parts["training"].class_names)
     log.info("proving the archive: a fresh process answers %d examples by it", len(sample))
-    largest = export.check_parity(proved, medium.raw_inputs(sample), expected)
+    largest = export.check_parity(process, proved, medium.raw_inputs(sample), expected)
     return {"examples": len(sample), "largest_difference": largest, "accelerator_difference": difference}
 
 

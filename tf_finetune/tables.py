@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from collections.abc import Mapping
 from typing import Any
 
-from tf_finetune import catalog, hyperparameters
+from tf_finetune import catalog, feature_cache, hyperparameters
 from tf_finetune.errors import UsageError, listed
 
 
@@ -27,6 +28,38 @@ def hyperparameters_table(form: str) -> str:
         [row["name"], row["task"], _default(row) or "-", _cut(row["accepts"], 44), row["meaning"]] for row in rows
     ]
     return _aligned(cells)
+
+
+def cache_table(place: feature_cache.Place, as_json: bool) -> str:
+    """Returns what is kept of features: where, for which backbones, how many examples and bytes, when last used."""
+    spaces = feature_cache.listing(place)
+    total = sum(space["bytes"] for space in spaces)
+    if as_json:
+        shown = {"place": str(place.folder) if place.folder else None, "limit": place.limit, "bytes": total}
+        return json.dumps({**shown, "spaces": spaces}, indent=2)
+    limit = f" of at most {_bytes(place.limit)}" if place.limit is not None else ""
+    head = f"{place.folder}: {_bytes(total)}{limit}" if place.folder else "features are not kept"
+    cells = [["BACKBONE", "PRECISION", "EXAMPLES", "SIZE", "LAST USED"]]
+    for space in sorted(spaces, key=lambda space: -(space["last_used"] or 0)):
+        about = space["about"]
+        used = time.strftime("%Y-%m-%d %H:%M", time.localtime(space["last_used"])) if space["last_used"] else "-"
+        notes = ", augmented" * bool(about.get("augmentation")) + ", scaled" * bool(about.get("scaled"))
+        precision = f"{about.get('precision', '?')}{notes}"
+        row = [about.get("shown") or "?", precision, f"{space['examples']:,}", _bytes(space["bytes"]), used]
+        cells.append(row)
+    return "\n".join([head, _aligned(cells)]) if spaces else head
+
+
+def _bytes(number: int) -> str:
+    """Returns a number of bytes as people say it.
+
+    >>> _bytes(0), _bytes(1536), _bytes(10 * 2**30)
+    ('0 B', '1.5 KiB', '10.0 GiB')
+    """
+    size, units = float(number), ["B", "KiB", "MiB", "GiB", "TiB"]
+    while size >= 1024 and len(units) > 1:
+        size, units = size / 1024, units[1:]
+    return f"{size:.0f} B" if units[0] == "B" else f"{size:.1f} {units[0]}"
 
 
 def backbones_table(wanted: str | None, as_json: bool) -> str:

@@ -50,11 +50,16 @@ def serving_inputs(preprocessing: Preprocessing) -> tuple[tf.TensorSpec, Callabl
 
 
 def loader(
-    examples: Examples, preprocessing: Preprocessing, settings: Hyperparameters | None = None
+    examples: Examples, preprocessing: Preprocessing, settings: Hyperparameters | None = None, scaled: bool = False
 ) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
     """Returns the function of an example's index, int64 [], and an unused seed to its text, string []."""
     texts = tf.constant([str(example.content).encode("utf-8") for example in examples.items] or [b""])
     return lambda index, seed: prepare(tf.gather(texts, index), preprocessing)
+
+
+def can_scale(examples: Examples, preprocessing: Preprocessing) -> bool:
+    """Returns False: texts are read in full."""
+    return False
 
 
 @contextlib.contextmanager

@@ -45,9 +45,10 @@ def test_features_that_are_not_numbers_blame_the_backbone(tmp_path):
             tmp_path, lambda images: tf.reduce_mean(images, [1, 2]) / 0.0, spec=tf.TensorSpec([None, None, None, 3])
         )
     )
+    passes = builders.make_passes(body)
     source = builders.array_source(*builders.coloured_arrays(4))
     with pytest.raises(BackboneError, match="NaN or infinite features for 4 of 4 examples"):
-        features.compute(body, source, tf.distribute.get_strategy(), 2)
+        passes.features(source)
 
 
 def test_a_message_raised_while_tracing_is_ours_alone(tmp_path):
@@ -115,8 +116,8 @@ def test_a_full_disk_is_told_and_leaves_nothing(tmp_path):
 def test_the_gate_finds_packages_where_this_process_does(tmp_path, monkeypatch):
     (tmp_path / "tarfile.py").write_text("raise SystemExit('PYTHONPATH counts')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    with pytest.raises(ExportError, match="PYTHONPATH counts"):
-        export.check_parity(tmp_path / "model.tar.gz", {"files": []}, np.zeros([0, 2]))
+    with export.fresh_process() as process, pytest.raises(ExportError, match="PYTHONPATH counts"):
+        export.check_parity(process, tmp_path / "model.tar.gz", {"files": []}, np.zeros([0, 2]))
 
 
 def test_a_job_that_is_stopped_says_so_and_leaves_nothing(tmp_path, photos, mean_backbone):

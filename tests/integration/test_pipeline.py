@@ -217,12 +217,14 @@ def test_gate_process_cannot_import_the_package_and_a_changed_model_fails_it(tra
 
     files = [str(photos / "cyan" / "0.png"), str(photos / "yellow" / "1.png")]
     answers = tf_finetune.load(trained[1] / "model.tar.gz").probabilities(files)
-    assert export.check_parity(trained[1] / "model.tar.gz", {"files": files}, answers) < 1e-6
-    with pytest.raises(ExportError, match="differs by 0.5"):
-        export.check_parity(trained[1] / "model.tar.gz", {"files": files}, answers + [[0.5, 0, 0], [0, 0, 0]])
+    with export.fresh_process() as process:
+        assert export.check_parity(process, trained[1] / "model.tar.gz", {"files": files}, answers) < 1e-6
+    wrong = answers + [[0.5, 0, 0], [0, 0, 0]]
+    with export.fresh_process() as process, pytest.raises(ExportError, match="differs by 0.5"):
+        export.check_parity(process, trained[1] / "model.tar.gz", {"files": files}, wrong)
     script = Path(export.__file__).parent / "assets" / "answer.py"
     source = script.read_text().replace("import tensorflow as tf", "import tf_finetune", 1)
-    done = subprocess.run([sys.executable, "-c", source, "a", "b", "c"], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=False)
     assert "ModuleNotFoundError: import of tf_finetune halted" in done.stderr
 
 

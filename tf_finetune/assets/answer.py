@@ -1,8 +1,8 @@
 """Answers files by an exported model, knowing nothing of tf_finetune: the parity gate's other side.
 
-Usage: python answer.py ARCHIVE_OR_FOLDER INPUTS.json OUTPUT.json
-INPUTS.json is {"files": [path, ...]} or {"texts": [text, ...]}.
-OUTPUT.json becomes {"probabilities": [[float, ...], ...]}.
+It reads one line of JSON from standard input, once TensorFlow is imported:
+{"archive": path of the archive or of its unpacked folder, "inputs": {"files": [path, ...]} or {"texts": [text, ...]},
+"output": path}; and writes {"probabilities": [[float, ...], ...]} to that path.
 """
 
 import json
@@ -22,10 +22,15 @@ def read(path: str) -> bytes:
         return stream.read()
 
 
-def main(archive: str, inputs_file: str, output_file: str) -> None:
+def main() -> None:
     """Loads the archive's SavedModel, calls its serving signature on the raw inputs, writes the probabilities."""
     import tensorflow as tf
 
+    line = sys.stdin.readline()
+    if not line:  # Whoever started this process no longer needs it.
+        return
+    asked = json.loads(line)
+    archive, contents = asked["archive"], asked["inputs"].get("texts")
     with tempfile.TemporaryDirectory() as folder:
         if os.path.isfile(archive):
             with tarfile.open(archive) as tar:
@@ -37,19 +42,16 @@ def main(archive: str, inputs_file: str, output_file: str) -> None:
             if json.load(stream)["custom_ops"]:
                 import tensorflow_text  # noqa: F401  (makes its operations known)
         model = tf.saved_model.load(os.path.join(archive, "1"))
-        with open(inputs_file, encoding="utf-8") as stream:
-            inputs = json.load(stream)
-        contents = inputs.get("texts")
         if contents is None:
-            contents = [read(path) for path in inputs["files"]]
+            contents = [read(path) for path in asked["inputs"]["files"]]
         signature = model.signatures["serving_default"]
         (name,) = signature.structured_input_signature[1]
         rows = []
         for start in range(0, len(contents), 16):
             rows += signature(**{name: tf.constant(contents[start : start + 16])})["probabilities"].numpy().tolist()
-    with open(output_file, "w", encoding="utf-8") as stream:
+    with open(asked["output"], "w", encoding="utf-8") as stream:
         json.dump({"probabilities": rows}, stream)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

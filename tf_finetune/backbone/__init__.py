@@ -9,13 +9,14 @@ signatures works frozen.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from tf_finetune.backbone import interface
+from tf_finetune.backbone import freezing, interface
 from tf_finetune.errors import BackboneError
 
 log = logging.getLogger(__name__)
@@ -88,12 +89,7 @@ class Backbone(keras.layers.Layer):
         Args:
             image_size: Height and width in pixels, for image backbones that accept any.
         """
-        if self.task == "text":
-            blank = tf.constant([""])
-        else:
-            shape = self.interface.input_spec.shape
-            sides = shape[1:3] if shape.rank else [None, None]
-            blank = tf.zeros([1, *(side or image_size for side in sides), 3])
+        blank = self.blank(image_size)
         try:  # Without AutoGraph, which would rewrite our messages.
             traced = tf.function(self.call, autograph=False).get_concrete_function(tf.TensorSpec.from_tensor(blank))
         except (ValueError, tf.errors.InvalidArgumentError) as error:
@@ -109,6 +105,36 @@ class Backbone(keras.layers.Layer):
         if size.rank != 2:
             raise BackboneError(f"backbone {self.saved_model} gives features of shape {size}. Expected [B, D].")
         return int(size[-1])
+
+    def blank(self, image_size: int | None = None, examples: int = 1) -> tf.Tensor:
+        """Returns blank examples: float32 [examples, H, W, 3] of zeros, or string [examples] of empty texts.
+
+        Args:
+            image_size: Height and width in pixels, for image backbones that accept any.
+            examples: Their number.
+        """
+        if self.task == "text":
+            return tf.fill([examples], "")
+        shape = self.interface.input_spec.shape
+        sides = shape[1:3] if shape.rank else [None, None]
+        return tf.zeros([examples, *(side or image_size for side in sides), 3])
+
+    def forward(self, image_size: int | None = None, as_constants: bool = False) -> Callable[[tf.Tensor], tf.Tensor]:
+        """Returns the function from examples to features, float32 [B, D], as the frozen backbone answers.
+
+        Args:
+            image_size: Height and width in pixels, for image backbones that accept any.
+            as_constants: Whether variables become constants, with the values that they have now; faster once it runs.
+        """
+        blank = self.blank(image_size)
+        spec = tf.TensorSpec([None, *blank.shape[1:]], blank.dtype)
+
+        def call(inputs: tf.Tensor) -> tf.Tensor:
+            return self(inputs, training=False)
+
+        if as_constants:
+            return freezing.with_constants(call, spec)
+        return tf.function(call, input_signature=[spec], autograph=False)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""

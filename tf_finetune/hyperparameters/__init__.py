@@ -34,9 +34,30 @@ ADDED = frozenset(
         "schedule",
         "warmup_steps_fraction",
         "min_accuracy",
+        "augmentation_views",
+        "precision",
     }
 )
-
+# What an optimizer uses that takes steps; a head that is solved has no use for it.
+OF_STEPS = frozenset(
+    {
+        "epochs",
+        "learning_rate",
+        "batch_size",
+        "schedule",
+        "warmup_steps_fraction",
+        "beta_1",
+        "beta_2",
+        "epsilon",
+        "dropout_rate",
+        "regularizers_l2",
+        "label_smoothing",
+        "early_stopping",
+        "early_stopping_patience",
+        "early_stopping_min_delta",
+        "eval_metric",
+    }
+)
 
 FIELDS: Mapping[str, FieldInfo] = Hyperparameters.model_fields
 NAMES = tuple(FIELDS)
@@ -142,8 +163,15 @@ def check_classes(values: Mapping[str, Any], class_names: Sequence[str]) -> None
 
 def without_effect(settings: Hyperparameters, given: Iterable[str]) -> list[str]:
     """Returns a line for each setting that the user gave and that changes nothing in this run."""
-    lines = []
-    for name in given:
+    given, lines = list(given), []
+    idle = [name for name in given if name in OF_STEPS] if is_solved(settings) else []
+    if idle:
+        verb = "has" if len(idle) == 1 else "have"
+        lines.append(
+            f"{listed(idle, limit=len(OF_STEPS))} {verb} no effect: optimizer=auto solves the head of a frozen "
+            "backbone in one go; name an optimizer, such as optimizer=adam, to train it in epochs"
+        )
+    for name in (name for name in given if name not in idle):
         for other, allowed in _extra(name)["used_when"].items():
             if getattr(settings, other) not in allowed:
                 needed = " or ".join(str(value) for value in allowed)
@@ -151,6 +179,11 @@ def without_effect(settings: Hyperparameters, given: Iterable[str]) -> list[str]
                     f"{name} has no effect: {other} is {getattr(settings, other)}, and it is used with {needed}"
                 )
     return lines
+
+
+def is_solved(settings: Hyperparameters) -> bool:
+    """Returns whether the head is solved rather than trained in epochs."""
+    return settings.optimizer == "auto" and settings.train_only_top_layer
 
 
 def is_switch(name: str) -> bool:

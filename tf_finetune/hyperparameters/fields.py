@@ -46,8 +46,10 @@ class Hyperparameters(pydantic.BaseModel):
     epochs: Count = _field(5, "passes over the training examples", text=10)
     learning_rate: Fraction = _field(0.001, "step size of the optimizer")
     batch_size: Count = _field(32, "examples per step, over all devices together")
-    optimizer: Literal["adam", "adamw", "sgd", "nesterov", "rmsprop", "adagrad", "adadelta"] = _field(
-        "adam", "how the weights are updated; adamw decays all but biases and norms by 0.01"
+    optimizer: Literal["auto", "adam", "adamw", "sgd", "nesterov", "rmsprop", "adagrad", "adadelta"] = _field(
+        "auto",
+        "auto solves the head of a frozen backbone by L-BFGS, and trains a whole network from that head by adam; any "
+        "other trains in epochs; adamw decays all but biases and norms by 0.01",
     )
     schedule: Literal["constant", "cosine"] = _field("constant", "learning rate after the warm-up")
     warmup_steps_fraction: Fraction = _field(
@@ -56,10 +58,10 @@ class Hyperparameters(pydantic.BaseModel):
     momentum: Fraction = _field(
         0.9, "momentum of the optimizer; rmsprop uses it for photos only", optimizer=("sgd", "nesterov", "rmsprop")
     )
-    beta_1: Fraction = _field(0.9, "decay of the first moment", optimizer=("adam", "adamw"))
-    beta_2: Fraction = _field(0.999, "decay of the second moment", optimizer=("adam", "adamw"))
+    beta_1: Fraction = _field(0.9, "decay of the first moment", optimizer=("auto", "adam", "adamw"))
+    beta_2: Fraction = _field(0.999, "decay of the second moment", optimizer=("auto", "adam", "adamw"))
     epsilon: Fraction = _field(
-        1e-7, "keeps divisions stable", optimizer=("adam", "adamw", "rmsprop", "adagrad", "adadelta")
+        1e-7, "keeps divisions stable", optimizer=("auto", "adam", "adamw", "rmsprop", "adagrad", "adadelta")
     )
     rho: Fraction = _field(0.95, "decay of the squared gradients", optimizer=("rmsprop", "adadelta"))
     initial_accumulator_value: Fraction = _field(
@@ -97,6 +99,18 @@ class Hyperparameters(pydantic.BaseModel):
     )
     augmentation_random_zoom: SignedFraction = _field(
         0.1, "largest zoom either way, as a fraction of the height", task="image", augmentation=(True,)
+    )
+    augmentation_views: Count = _field(
+        4,
+        "random views of each training photo that a frozen backbone sees",
+        task="image",
+        augmentation=(True,),
+        train_only_top_layer=(True,),
+    )
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = _field(
+        "auto",
+        "numbers that training computes with; 16 bits only where they agree with float32 on your examples; the model "
+        "and all figures are float32",
     )
     image_size: typing.Annotated[int, pydantic.Field(ge=8, le=4096)] | None = _field(
         None, "height and width in pixels; empty: the backbone's own", task="image"

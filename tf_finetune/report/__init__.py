@@ -32,7 +32,9 @@ def metric_line(record: Mapping[str, Any], epochs: int) -> str:
     if record["val_accuracy"] is not None:
         accuracy = f"{record['val_accuracy']:.6f}"
         parts += [f"val_loss: {record['val_loss']:.6f}", f"val_accuracy: {accuracy}", f"val_accuracy={accuracy}"]
-    return " - ".join([*parts, f"learning_rate: {record['learning_rate']:.8f}"])
+    if record["learning_rate"] is not None:  # A head that was solved has none.
+        parts.append(f"learning_rate: {record['learning_rate']:.8f}")
+    return " - ".join(parts)
 
 
 def write_json(file: Path, record: Mapping[str, Any]) -> None:

@@ -10,18 +10,21 @@ STAGES = ("data", "backbone", "features", "head", "fine_tuning", "evaluation", "
 
 
 class Stopwatch:
-    """Adds up the seconds of each stage."""
+    """Adds up the seconds of each stage; those of a stage inside another count for the inner one alone."""
 
     def __init__(self) -> None:
         self.started = time.monotonic()
         self.seconds = dict.fromkeys(STAGES, 0.0)
+        self._inner = 0.0  # Seconds of the stages inside the present one.
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Adds the body's time to a stage."""
-        start = time.monotonic()
+        start, outer, self._inner = time.monotonic(), self._inner, 0.0
         yield
-        self.seconds[name] += time.monotonic() - start
+        spent = time.monotonic() - start
+        self.seconds[name] += spent - self._inner
+        self._inner = outer + spent
 
     def total(self) -> dict[str, float]:
         """Returns the seconds of each stage, and those since the start."""

@@ -35,10 +35,12 @@ class Fitted:
     Attributes:
         history: One record per epoch, as report.json holds it.
         best_epoch: The epoch whose weights were kept, from 1.
+        head: How the head was solved, as report.json holds it; None where it was not.
     """
 
     history: list[dict[str, Any]]
     best_epoch: int
+    head: dict[str, Any] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +125,67 @@ def fit(
     return Fitted(history, best.epoch)
 
 
+def solve(model: Classifier, training: Source, settings: Hyperparameters, progress: Progress | None) -> dict[str, Any]:
+    """Gives the head its optimum on the features of training, and returns how it was found, for report.json.
+
+    Args:
+        model: Its head is assigned to.
+        training: Features.
+        settings: `class_weight` is used.
+        progress: Told the stage, the strengths done and all.
+
+    Raises:
+        TrainingError: The weights are no numbers.
+    """
+    from tf_finetune.training import solver
+
+    assert training.rows is not None
+    weights = steps.class_weights(training.labels, model.num_classes, settings)[training.labels]
+    solved = solver.solve(
+        training.rows,
+        np.tile(training.labels, training.views),
+        model.num_classes,
+        np.tile(weights, training.views),
+        np.tile(training.keys, training.views),
+        model.is_binary,
+        progress,
+    )
+    model.head.kernel.assign(solved.kernel)
+    model.head.bias.assign(solved.bias)
+    _check_weights(model, 1, settings)
+    found = (
+        f"L2 {solved.l2:.3g} of {len(solved.path)} by {solved.folds}-fold" if solved.folds else f"L2 {solved.l2:.3g}"
+    )
+    log.info("the head was solved by L-BFGS: %s, %d iterations", found, solved.iterations)
+    return {
+        "method": "L-BFGS",
+        "l2": solved.l2,
+        "folds": solved.folds,
+        "iterations": solved.iterations,
+        "path": solved.path,
+    }
+
+
+def fit_head(
+    model: Classifier,
+    training: Source,
+    validation: Source | None,
+    settings: Hyperparameters,
+    strategy: tf.distribute.Strategy,
+    progress: Progress | None = None,
+) -> Fitted:
+    """Solves the head of a frozen backbone, in place of `fit`; its history has the one entry of the optimum."""
+    head = solve(model, training, settings, progress)
+    answer = steps.make_answer(model, of_features=True)
+    given = features.outputs(answer, training, strategy)
+    labels = np.tile(training.labels, training.views)
+    loss, accuracy = evaluation.cross_entropy(given, labels), evaluation.score(given, labels, "accuracy")
+    figures, _ = _validate(answer if validation else None, validation, settings, strategy)
+    record = {"epoch": 1, "loss": loss, "accuracy": accuracy, **figures, "learning_rate": None}
+    log.info(report.metric_line(record, 1))
+    return Fitted([record], 1, head)
+
+
 def _validate(
     answer: Callable[[tf.Tensor], tf.Tensor] | None,
     validation: Source | None,
@@ -132,7 +195,7 @@ def _validate(
     """Returns val_loss in nats and val_accuracy, and eval_metric; None for each where there is no validation."""
     if validation is None or answer is None:
         return {"val_loss": None, "val_accuracy": None}, None
-    given, labels = features.outputs(answer, validation, strategy, settings.batch_size), validation.labels
+    given, labels = features.outputs(answer, validation, strategy), validation.labels
     loss, accuracy = evaluation.cross_entropy(given, labels), evaluation.score(given, labels, "accuracy")
     return {"val_loss": loss, "val_accuracy": accuracy}, evaluation.score(given, labels, settings.eval_metric)
 

@@ -35,8 +35,13 @@ def make(settings: Hyperparameters, rates: Any, task: str) -> keras.optimizers.O
     As in the built-in algorithms, rmsprop uses the momentum for photos and not for texts.
     """
     rmsprop_momentum = settings.momentum if task == "image" else 0.0
+
+    def adam() -> keras.optimizers.Optimizer:
+        return keras.optimizers.Adam(rates, settings.beta_1, settings.beta_2, settings.epsilon)
+
     kinds: dict[str, Callable[[], keras.optimizers.Optimizer]] = {
-        "adam": lambda: keras.optimizers.Adam(rates, settings.beta_1, settings.beta_2, settings.epsilon),
+        "auto": adam,
+        "adam": adam,
         "adamw": lambda: keras.optimizers.AdamW(
             rates, WEIGHT_DECAY, settings.beta_1, settings.beta_2, settings.epsilon
         ),

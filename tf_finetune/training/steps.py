@@ -80,7 +80,8 @@ def stream(source: Source, plan: Plan) -> tf.data.Dataset:
         share = tf.where(slot < size, 1 / tf.cast(size, tf.float32), 0.0)
         key, epoch = tf.gather(keys, index), tf.cast(epoch, tf.int32)
         seed = tf.random.experimental.stateless_fold_in(_seed(plan.seed, "augmentation", epoch), key)
-        return source.load(index, seed), tf.gather(labels, index), share, key, epoch
+        view = tf.cast(epoch, tf.int64) % source.views * plan.examples
+        return source.load(index + view, seed), tf.gather(labels, index), share, key, epoch
 
     counters = tf.data.Dataset.range(plan.steps * width)
     return (

@@ -1,0 +1,185 @@
+"""The features of one way of computing them, on disk.
+
+A space is a folder. It holds shards: NumPy files of about SHARD_BYTES at most, each named by the SHA-256 of its
+content, so that a damaged one is known by its name. A shard is written aside, renamed when whole and never changed, so
+any number of processes can share a space, and one that is killed leaves it valid.
+
+Dimension letters: D features, N examples.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import logging
+import os
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tf_finetune.feature_cache import ABOUT, ASIDE, Place
+
+log = logging.getLogger(__name__)
+
+SHARD_BYTES = 16 * 2**20
+KEY_BYTES = 32
+VERDICT = "verdict-"
+
+
+class Space:
+    """The features of one way of computing them, on disk.
+
+    Args:
+        place: Where spaces are.
+        about: What identifies the way; anything that JSON can hold.
+        shown: What people are told of it besides.
+    """
+
+    def __init__(self, place: Place, about: Mapping[str, Any], shown: str = "") -> None:
+        self.about = json.dumps(about, sort_keys=True, indent=2)
+        self.shown = json.dumps({"shown": shown, **about}, indent=2)
+        name = hashlib.sha256(self.about.encode()).hexdigest()[:32]
+        self.folder = place.folder / name if place.folder else None
+        self.writable = self.folder is not None
+
+    def read(self, keys: Sequence[bytes], size: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns what is known of some examples.
+
+        Args:
+            keys: What identifies each of N examples, KEY_BYTES each.
+            size: D.
+
+        Returns:
+            Features, float32 [N, D], whose rows mean nothing where they are not known; and bool [N], whether they are.
+        """
+        rows, known = np.empty([len(keys), size], np.float32), np.zeros(len(keys), bool)
+        places: dict[bytes, list[int]] = {}
+        for place, key in enumerate(keys):
+            places.setdefault(key, []).append(place)
+        for file in self._shards():
+            if not places:
+                break
+            shard = opened(file, size)
+            if shard is None:
+                continue
+            held = [(row, places.pop(key)) for row, key in enumerate(_keys(shard)) if key in places]
+            if held and not _is_sound(file):
+                places.update((_keys(shard, row)[0], wanted) for row, wanted in held)
+                continue
+            for row, wanted in held:
+                rows[wanted] = shard["features"][row]
+                known[wanted] = True
+            if held:
+                with contextlib.suppress(OSError):
+                    os.utime(file)  # What was used last goes last.
+        return rows, known
+
+    def write(self, keys: Sequence[bytes], rows: np.ndarray) -> None:
+        """Keeps the features of some examples; a disk that refuses them costs a warning, and nothing else.
+
+        Args:
+            keys: What identifies each of N examples, KEY_BYTES each.
+            rows: float32 [N, D].
+        """
+        if not self.writable or not len(keys):
+            return
+        table = np.zeros(len(keys), _dtype(rows.shape[1]))
+        table["key"] = np.frombuffer(b"".join(keys), np.uint8).reshape(-1, KEY_BYTES)
+        table["features"] = rows
+        content = io.BytesIO()
+        np.save(content, table, allow_pickle=False)
+        name = hashlib.sha256(content.getbuffer()).hexdigest()
+        self._put(f"{name}.npy", content.getvalue())
+
+    def verdicts(self) -> list[dict[str, Any]]:
+        """Returns what checks of this way found, as `keep_verdict` was given it."""
+        found = []
+        for file in sorted(self.folder.glob(f"{VERDICT}*.json")) if self.folder else []:
+            with contextlib.suppress(OSError, ValueError):
+                found.append(json.loads(file.read_text(encoding="utf-8")))
+        return [verdict for verdict in found if isinstance(verdict, dict)]
+
+    def keep_verdict(self, verdict: Mapping[str, Any]) -> None:
+        """Keeps what a check of this way found."""
+        text = json.dumps(verdict, sort_keys=True, indent=2).encode()
+        self._put(f"{VERDICT}{hashlib.sha256(text).hexdigest()[:16]}.json", text)
+
+    def _shards(self) -> list[Path]:
+        return sorted(self.folder.glob("*.npy")) if self.folder else []
+
+    def _put(self, name: str, content: bytes) -> None:
+        if not self.writable or self.folder is None:
+            return
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if not (self.folder / ABOUT).is_file():
+                _write(self.folder / ABOUT, self.shown.encode())
+            _write(self.folder / name, content)
+        except OSError as error:
+            self.writable = False
+            log.warning(
+                "features cannot be kept in %s: %s. Training goes on without; --cache-dir PLACE keeps them elsewhere.",
+                self.folder.parent,
+                error.strerror or error,
+            )
+
+
+def _dtype(size: int) -> np.dtype:
+    return np.dtype([("key", np.uint8, KEY_BYTES), ("features", "<f4", size)])
+
+
+def opened(file: Path, size: int | None, remove: bool = True) -> np.ndarray | None:
+    """Returns a shard as a memory map, or None, and removes the file, where it is cut off or no shard of this size."""
+    try:
+        shard = np.load(file, mmap_mode="r", allow_pickle=False)
+        if shard.ndim == 1 and shard.dtype == _dtype(shard.dtype["features"].shape[0] if size is None else size):
+            return shard
+    except FileNotFoundError:  # Another process has removed it.
+        return None
+    except (OSError, ValueError, EOFError, SyntaxError, TypeError, LookupError):
+        pass
+    if remove:
+        _discard(file)
+    return None
+
+
+def _keys(shard: np.ndarray, row: int | None = None) -> list[bytes]:
+    keys = np.ascontiguousarray(shard["key"] if row is None else shard["key"][row : row + 1])
+    return [key.tobytes() for key in keys]
+
+
+def _is_sound(file: Path) -> bool:
+    """Returns whether a shard holds what its name says, and removes it if not."""
+    digest = hashlib.sha256()
+    try:
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    except OSError:
+        return False
+    if digest.hexdigest() == file.stem:
+        return True
+    _discard(file)
+    return False
+
+
+def _discard(file: Path) -> None:
+    log.warning("%s is damaged: its features are computed anew", file)
+    with contextlib.suppress(OSError):
+        file.unlink()
+
+
+def _write(file: Path, content: bytes) -> None:
+    aside = file.with_name(f"{ASIDE}{uuid.uuid4().hex}")
+    try:
+        aside.write_bytes(content)
+        aside.replace(file)
+    except OSError:
+        with contextlib.suppress(OSError):
+            aside.unlink()
+        raise

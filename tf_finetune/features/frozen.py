@@ -1,0 +1,281 @@
+"""The pass of examples through a frozen backbone: each once, ever, since what comes out is kept.
+
+Dimension letters: D features, N examples, V views of each example.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tf_finetune import devices, features
+from tf_finetune.backbone import Backbone
+from tf_finetune.errors import BackboneError
+from tf_finetune.feature_cache import Place
+from tf_finetune.feature_cache.space import SHARD_BYTES, Space
+from tf_finetune.features import Progress, Source
+
+log = logging.getLogger(__name__)
+
+VERSION = 1  # Of how examples are prepared and features computed; a change makes all cached features void.
+FLUSH_SECONDS = (1.0, 15.0)  # Between shards: at first, and in the end.
+LARGE = 256  # Photos from which turning variables into constants, and checking 16 bits, is paid back.
+
+
+@dataclasses.dataclass(frozen=True)
+class Way:
+    """How features are computed.
+
+    Attributes:
+        precision: "float32", "bfloat16" or "float16".
+        scaled: Whether large JPEGs are decoded at a smaller scale, which is faster and not quite the same.
+    """
+
+    precision: str = "float32"
+    scaled: bool = False
+
+
+EXACT = Way()
+
+
+class Passes:
+    """The passes through one frozen backbone: made ready when first needed, and counted.
+
+    Args:
+        backbone: The backbone, with the weights of its SavedModel.
+        size: D.
+        image_size: Height and width in pixels, for image backbones that accept any.
+        strategy: The replicas that compute.
+        place: Where features are kept.
+        about: What features depend on besides backbone, device and way: the preparation of examples.
+        name: What the user called the backbone.
+        preparing: Gives the context in which a pass is made ready, for a stopwatch.
+        progress: Told the stage, the examples done and all.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        size: int,
+        image_size: int | None,
+        strategy: tf.distribute.Strategy,
+        place: Place,
+        about: Mapping[str, Any],
+        name: str,
+        preparing: Callable[[], Any] = contextlib.nullcontext,
+        progress: Progress | None = None,
+    ) -> None:
+        self.size, self.strategy, self.place, self.name = size, strategy, place, name
+        self.preparing, self.progress, self.image_size = preparing, progress, image_size
+        self._original = backbone
+        self._about = dict(about)
+        self._forwards: dict[tuple[str, bool], Any] = {}
+        self._spaces: dict[str, Space] = {}
+        self._held: dict[tuple[str, bytes], np.ndarray] = {}
+        self.sent: set[bytes] = set()  # Digests of the examples that were sent through the backbone, and,
+        self.checked: dict[Way, set[bytes]] = {}  # by way, of those that a check sent.
+        self.reused = 0
+
+    def features(self, examples: Source, way: Way = EXACT, augmentation: Mapping[str, Any] | None = None) -> Source:
+        """Returns the examples read as their features: those that are known, and the others by one pass.
+
+        Args:
+            examples: With digests; `views` copies of each, distorted by `load`, where there is an augmentation.
+            way: How features are computed.
+            augmentation: What the distortions depend on: `random_seed`, and the settings.
+
+        Raises:
+            BackboneError: Some features are NaN or infinite.
+        """
+        rows, computed, spoilt = self._rows(examples, way, augmentation)
+        self.sent |= computed
+        if spoilt:
+            raise BackboneError(
+                f"backbone {self._original.saved_model} gives NaN or infinite features for {spoilt:,} of {len(rows):,} "
+                "examples. Check pixel_range, or choose another backbone."
+            )
+        return features.of_features(examples, rows)
+
+    def check(self, examples: Source, way: Way) -> np.ndarray:
+        """Returns float32 [N, D] of a few examples, which are remembered, so that `features` need not repeat them."""
+        rows, computed, _ = self._rows(examples, way, None)
+        self.checked.setdefault(way, set()).update(computed)
+        space = self.space(way)
+        self._held.update(((space.about, key), row) for key, row in zip(examples.digests, rows, strict=True))
+        return rows
+
+    def space(self, way: Way, augmentation: Mapping[str, Any] | None = None) -> Space:
+        """Returns where the features of a way are kept."""
+        about = {**self._about, **dataclasses.asdict(way), "augmentation": dict(augmentation) if augmentation else None}
+        about["device"] = "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
+        about["backbone"] = self._digest()
+        about["version"] = [VERSION, *tf.__version__.split(".")[:2]]
+        space = Space(self.place, about, self.name)
+        return self._spaces.setdefault(space.about, space)
+
+    def _digest(self) -> list[str | None]:
+        if not hasattr(self, "_digests"):
+            folders = (self._original.saved_model, self._original.preprocessor)
+            self._digests = [content_of(Path(folder)) if folder else None for folder in folders]
+        return self._digests
+
+    def calls(self, chosen: Way) -> tuple[int, int]:
+        """Returns how many distinct examples were sent, for training by a way and for evaluation; and the extra passes
+        that checking it took."""
+        used = self.sent | self.checked.get(chosen, set())
+        return len(used), sum(len(sent) for way, sent in self.checked.items() if way != chosen)
+
+    def _rows(
+        self, examples: Source, way: Way, augmentation: Mapping[str, Any] | None
+    ) -> tuple[np.ndarray, set[bytes], int]:
+        """Returns features, float32 [V x N, D], the digests of those computed now, and how many are no numbers."""
+        space = self.space(way, augmentation)
+        keys = _keys(examples) if augmentation else list(examples.digests)
+        rows, known = space.read(keys, self.size)
+        self.reused += int(known.sum())
+        for place, key in enumerate(keys):
+            row = self._held.get((space.about, key))
+            if row is not None:
+                self.reused -= int(known[place])  # It was computed a moment ago, by this job.
+                rows[place], known[place] = row, True
+        if known.all():
+            return rows, set(), 0
+        spoilt = self._compute(examples, way, augmentation, keys, rows, known)
+        computed = {examples.digests[place % len(examples)] for place in np.flatnonzero(~known)}
+        return rows, computed, spoilt
+
+    def _compute(
+        self,
+        examples: Source,
+        way: Way,
+        augmentation: Mapping[str, Any] | None,
+        keys: list[bytes],
+        rows: np.ndarray,
+        known: np.ndarray,
+    ) -> int:
+        """Fills in the rows that are not known, each distinct example once, and keeps them; counts the spoilt."""
+        places: dict[bytes, list[int]] = {}
+        for place in np.flatnonzero(~known):
+            places.setdefault(keys[place], []).append(int(place))
+        # By length, so that short texts are not padded to the longest; by content, so that a pass that was killed is
+        # taken up in the same batches.
+        lengths = examples.lengths if examples.lengths is not None else np.zeros(len(examples), np.int64)
+        order = sorted(places, key=lambda key: (lengths[places[key][0] % len(examples)], key))
+        forward = self._forward(way, examples.lengths is None, len(order))
+        indices = np.array([places[key][0] for key in order])
+        keeper = _Keeper(self.space(way, augmentation))
+        done, spoilt = 0, 0
+        with devices.rewriting(way.precision):
+            seeds = _seeds(examples, indices, augmentation)
+            order_of_examples = indices % len(examples)
+            batches = features.batches(forward, examples.load, order_of_examples, seeds, self.strategy, len(set(keys)))
+            for batch in batches:
+                batch_keys = order[done : done + len(batch)]
+                for key, row in zip(batch_keys, batch, strict=True):
+                    rows[places[key]] = row
+                fine = np.isfinite(batch).all(axis=1)
+                spoilt += sum(len(places[key]) for key, good in zip(batch_keys, fine, strict=True) if not good)
+                keeper.add([key for key, good in zip(batch_keys, fine, strict=True) if good], batch[fine])
+                done += len(batch)
+                if self.progress:
+                    self.progress("features", done, len(order))
+        keeper.flush()
+        return spoilt
+
+    def _forward(self, way: Way, is_image: bool, count: int) -> Any:
+        as_constants = way.precision != "float32" or (is_image and count >= LARGE)
+        made = self._forwards.get((way.precision, True)) or self._forwards.get((way.precision, as_constants))
+        if made is None:
+            with self.preparing():
+                made = self._make(way.precision, as_constants)
+            self._forwards[way.precision, as_constants] = made
+        return made
+
+    def _make(self, precision: str, as_constants: bool) -> Any:
+        """Returns the forward function, having tried it: some graphs can be frozen and then do not run."""
+        backbone = self._backbone()
+        blank = backbone.blank(self.image_size)
+        if as_constants:
+            try:
+                forward = backbone.forward(self.image_size, as_constants=True)
+                with devices.rewriting(precision):
+                    forward(blank)
+                return forward
+            except Exception as error:
+                reason = (str(error).strip().split("\n") or [""])[0][:200]
+                log.info("the backbone cannot be turned into constants, and runs as it is: %s", reason)
+        return backbone.forward(self.image_size)
+
+    def _backbone(self) -> Backbone:
+        """Returns the backbone, or a copy where its variables are spread over replicas and cannot be read here."""
+        original = self._original
+        if self.strategy.num_replicas_in_sync == 1:
+            return original
+        with tf.device("/CPU:0"):
+            return Backbone(
+                original.saved_model,
+                original.task,
+                preprocessor=original.preprocessor,
+                max_sequence_length=original.max_sequence_length,
+            )
+
+
+class _Keeper:
+    """Gathers rows and writes a shard now and then: soon at first, so that little is lost when the job is killed."""
+
+    def __init__(self, space: Space) -> None:
+        self.space = space
+        self.keys: list[bytes] = []
+        self.rows: list[np.ndarray] = []
+        self.wait, self.longest = FLUSH_SECONDS
+        self.since = time.monotonic()
+
+    def add(self, keys: list[bytes], rows: np.ndarray) -> None:
+        self.keys += keys
+        self.rows.append(rows)
+        waited = time.monotonic() - self.since
+        if waited >= self.wait or sum(part.nbytes for part in self.rows) >= SHARD_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        if self.keys:
+            self.space.write(self.keys, np.concatenate(self.rows))
+        self.keys, self.rows = [], []
+        self.wait = min(2 * self.wait, self.longest)
+        self.since = time.monotonic()
+
+
+def content_of(folder: Path) -> str:
+    """Returns the SHA-256 of a SavedModel's files, their names and bytes; where it lies plays no part."""
+    digest = hashlib.sha256()
+    for name in ("saved_model.pb", "saved_model.pbtxt", "variables", "assets"):
+        path = folder / name
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path] * path.is_file():
+            if file.is_file():
+                digest.update(f"{file.relative_to(folder).as_posix()}\0{file.stat().st_size}\0".encode())
+                with file.open("rb") as stream:
+                    while block := stream.read(1 << 20):
+                        digest.update(block)
+    return digest.hexdigest()
+
+
+def _keys(examples: Source) -> list[bytes]:
+    """Returns what identifies each view of each example: 32 bytes for each of V x N."""
+    marks = [view.to_bytes(4, "little") for view in range(examples.views)]
+    return [hashlib.sha256(digest + mark).digest() for mark in marks for digest in examples.digests]
+
+
+def _seeds(examples: Source, indices: np.ndarray, augmentation: Mapping[str, Any] | None) -> np.ndarray:
+    """Returns int32 [M, 2]: the seed of each view's distortion, from the job's seed, the view and the example's key."""
+    views, keys = indices // len(examples), examples.keys[indices % len(examples)]
+    seed = augmentation["random_seed"] if augmentation else 0
+    return np.stack([(seed * examples.views + views) % 2**31, keys % 2**31], axis=1).astype(np.int32)

@@ -1,0 +1,132 @@
+"""The choice of how training features are computed: the fastest way that agrees with float32 on the user's examples.
+
+Dimension letters: D features, n examples of the sample.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from tf_finetune import devices
+from tf_finetune.features import Source
+from tf_finetune.features.frozen import EXACT, LARGE, Passes, Way
+
+log = logging.getLogger(__name__)
+
+MEDIAN_COSINE, LEAST_COSINE = 0.998, 0.98
+
+
+def choose(
+    passes: Passes,
+    asked: str,
+    is_image: bool,
+    count: int,
+    sample: Callable[[bool], Source],
+    scales: Callable[[], bool],
+) -> tuple[Way, dict[str, Any]]:
+    """Returns how training features are computed, and what the report says of it.
+
+    Args:
+        passes: The passes through the frozen backbone.
+        asked: The hyperparameter `precision`.
+        is_image: Whether examples are photos.
+        count: How many training examples there are.
+        sample: The examples to check on, decoded at a smaller scale where it is allowed and asked for.
+        scales: Whether some photo of the sample is decoded at a smaller scale; asked only where it matters.
+
+    Returns:
+        The way, and asked, used, scaled_decoding, reason, and of the last check examples, median_cosine, least_cosine.
+    """
+    wanted, reason = _wanted(asked, is_image, count)
+    scaled = is_image and scales()
+    candidates = [Way(wanted, scaled), Way(wanted, False)] if scaled else [Way(wanted, False)]
+    verdict: dict[str, Any] = {}
+    chosen = EXACT
+    for way in candidates:
+        if way == EXACT:
+            break
+        verdict = _checked(passes, way, sample)
+        if verdict["agrees"]:
+            chosen = way
+            break
+        reason = (
+            f"{wanted}{' with scaled decoding' * way.scaled} does not agree with float32 on {verdict['examples']} "
+            f"training examples: cosine {verdict['median_cosine']:.4f} (median), {verdict['least_cosine']:.4f} (least)"
+        )
+        log.info("%s", reason)
+    else:
+        chosen = EXACT
+    if chosen != EXACT:
+        reason = f"agrees with float32 on {verdict['examples']} training examples" + f"; {reason}" * bool(reason)
+    log.info("training features: %s%s (%s)", chosen.precision, ", large photos decoded smaller" * chosen.scaled, reason)
+    found = {name: verdict.get(name) for name in ("examples", "median_cosine", "least_cosine")}
+    return chosen, {
+        "asked": asked,
+        "features": chosen.precision,
+        "scaled_decoding": chosen.scaled,
+        "reason": reason,
+        **found,
+    }
+
+
+def _wanted(asked: str, is_image: bool, count: int) -> tuple[str, str]:
+    """Returns the precision that is worth a check, and why it is not 16 bits where it is not."""
+    able = devices.sixteen_bit()
+    if asked == able:
+        return asked, ""
+    if asked == "float32":
+        return asked, "as asked"
+    if asked != "auto":
+        reason = f"this machine has no {asked} in hardware" + (f", but {able}" if able else "")
+    elif able is None:
+        reason = "this machine computes in 16 bits no faster"
+    elif not is_image:
+        reason = "texts are encoded no faster in 16 bits"
+    elif count < LARGE:
+        reason = f"with fewer than {LARGE} training photos 16 bits save less than their check costs"
+    else:
+        return able, ""
+    return "float32", reason
+
+
+def _checked(passes: Passes, way: Way, sample: Callable[[bool], Source]) -> dict[str, Any]:
+    """Returns how far a way agrees with float32 and full decoding; what was found before on these examples counts."""
+    exact = sample(False)
+    names = [digest.hex() for digest in exact.digests]
+    space = passes.space(way)
+    for verdict in space.verdicts():
+        if _is_about(verdict, names):
+            return dict(verdict)
+    reference, tried = passes.check(exact, EXACT), passes.check(sample(way.scaled), way)
+    cosines = _cosines(reference, tried)
+    median, least = float(np.median(cosines)), float(cosines.min())
+    verdict = {
+        "agrees": median >= MEDIAN_COSINE and least >= LEAST_COSINE,
+        "median_cosine": median,
+        "least_cosine": least,
+        "examples": len(names),
+        "digests": names,
+    }
+    space.keep_verdict(verdict)
+    return verdict
+
+
+def _is_about(verdict: Mapping[str, Any], names: list[str]) -> bool:
+    """Returns whether a verdict was found on at least half of these examples: added data does not void it."""
+    known = verdict.get("digests")
+    if not isinstance(known, list) or not {"agrees", "median_cosine", "least_cosine", "examples"} <= set(verdict):
+        return False
+    return 2 * len(set(known) & set(names)) >= len(names)
+
+
+def _cosines(reference: np.ndarray, tried: np.ndarray) -> np.ndarray:
+    """Returns float64 [n]: the cosine of each pair of features; 0 where one of them is no number."""
+    one, other = reference.astype(np.float64), tried.astype(np.float64)
+    norms = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
+    same = (one == other).all(axis=1)  # Both may be all zeros.
+    cosines = np.where(same, 1.0, (one * other).sum(axis=1) / np.where(norms > 0, norms, 1.0))
+    return np.where(np.isfinite(cosines), cosines, 0.0)
