@@ -216,15 +216,24 @@ def array_source(inputs: np.ndarray, labels, settings=None):
     return features.Source(load, np.array(labels, np.int32), keys, digests, rows=given)
 
 
-def make_passes(body, size: int = 3, folder: Path | None = None, strategy=None, limit: int | None = None):
-    """Returns the passes through a frozen backbone, whose features are kept in a folder, or nowhere."""
+def make_passes(body, folder: Path | None = None, strategy=None, about=None, **given):
+    """Returns the passes of photos of 8 pixels through a frozen backbone.
+
+    Args:
+        body: The backbone.
+        folder: Where features are kept; None for nowhere.
+        strategy: One replica by default.
+        about: What features depend on besides the backbone.
+        **given: Further arguments of Passes.
+    """
     import tensorflow as tf
 
     from tf_finetune.feature_cache import Place
     from tf_finetune.features.frozen import Passes
 
     strategy = strategy or tf.distribute.get_strategy()
-    return Passes(body, size, 8, strategy, Place(folder, limit), {"preprocessing": "none"}, "test")
+    about = about or {"preprocessing": "none"}
+    return Passes(body, body.feature_size(8), 8, strategy, Place(folder), about, "test", **given)
 
 
 def make_classifier(folder: Path, settings, strategy=None, num_classes: int = 3):

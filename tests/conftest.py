@@ -3,19 +3,38 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tf_finetune import storage
+
 DEFAULT_DATA = Path(__file__).parents[2] / "shared" / "data"
+FOREIGN = ("SAGEMAKER_BASE_DIR", "TRAINING_JOB_NAME", "TRAINING_JOB_ARN", "TF_FINETUNE_CACHE_GIB")
 
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch):
     """Takes away what SageMaker, or the person at the machine, may have set."""
     for name in os.environ:
-        if name.startswith("SM_") or name in ("SAGEMAKER_BASE_DIR", "TRAINING_JOB_NAME", "TRAINING_JOB_ARN"):
+        if name.startswith("SM_") or name in FOREIGN:
             monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_folder(tmp_path_factory) -> Iterator[Path]:
+    """A cache folder of the tests' own, for features, that borrows wheels and converted backbones from the real one.
+
+    It is a variable of the environment, so processes that tests start have it too.
+    """
+    real, borrowed = storage.cache_folder(), tmp_path_factory.mktemp("cache")
+    for name in ("backbones", "wheels", "demo"):
+        (real / name).mkdir(parents=True, exist_ok=True)
+        (borrowed / name).symlink_to(real / name, target_is_directory=True)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("TF_FINETUNE_CACHE", str(borrowed))
+        yield borrowed
 
 
 @pytest.fixture(scope="session")

@@ -101,26 +101,58 @@ def test_certain_answers_are_calibrated_when_right_and_not_when_wrong():
 
 
 @pytest.mark.parametrize("replicas", ["one", "two"])
-@pytest.mark.parametrize(("count", "batch_size"), [(7, 3), (7, 7), (5, 32), (1, 4), (9, 2)])
-def test_all_examples_are_answered_once_and_in_order(request, replicas, count, batch_size):
-    rows = np.random.default_rng(0).random([count, 3], np.float32)
-    source = builders.array_source(rows, np.zeros(count, int))
-    told = []
+@pytest.mark.parametrize("kind", ["features", "photos"])
+@pytest.mark.parametrize("count", [1, 7, 32, 33, 64, 65, 70])
+def test_all_examples_are_answered_once_and_in_order(request, monkeypatch, replicas, kind, count):
+    """In batches of at most 32 photos a replica, or 32 rows of features; the last one is seldom whole."""
+    monkeypatch.setattr(features, "ROWS", 32)
+    shape = [count, 3] if kind == "features" else [count, 2, 2, 3]
+    rows = np.random.default_rng(0).random(shape, np.float32)
+    sizes = []
+
+    def double(given: tf.Tensor) -> tf.Tensor:
+        tf.py_function(lambda size: sizes.append(int(size)), [tf.shape(given)[0]], [])
+        return given * 2
+
     strategy = request.getfixturevalue(replicas)
-    double = tf.function(lambda given: given * 2)
-    result = features.outputs(double, source, strategy, batch_size, lambda *news: told.append(news))
+    source = builders.array_source(rows, np.zeros(count, int))
+    result = features.outputs(tf.function(double), source, strategy)
     np.testing.assert_array_equal(result, rows * 2)
-    assert told[-1] == ("features", count, count)
+    assert max(sizes) <= 32
+    if kind == "photos":
+        assert len(set(sizes)) == 1  # Another shape would be traced, and computed, otherwise.
+        assert sum(sizes) < count + 32 * strategy.num_replicas_in_sync
 
 
-def test_features_are_those_of_the_backbone(convolution_backbone, two):
-    photos, labels = builders.coloured_arrays(7)
-    model = builders.make_classifier(convolution_backbone, builders.plain_settings(), two)
-    computed = features.compute(model.backbone, builders.array_source(photos, labels), two, 4)
+def test_a_source_of_one_shape_is_traced_once():
+    source = builders.array_source(np.zeros([70, 2, 2, 3], np.float32), np.zeros(70, int))
+    traced = []
+
+    def trace(given: tf.Tensor) -> tf.Tensor:
+        traced.append(given.shape)
+        return given
+
+    features.outputs(tf.function(trace), source, tf.distribute.get_strategy())
+    assert len(traced) == 1
+
+
+@pytest.mark.parametrize("as_constants", [False, True])
+@pytest.mark.parametrize("replicas", ["one", "two"])
+def test_features_are_those_of_the_backbone(request, convolution_backbone, replicas, as_constants):
+    photos, labels = builders.coloured_arrays(70)
+    strategy, told = request.getfixturevalue(replicas), []
+    model = builders.make_classifier(convolution_backbone, builders.plain_settings(), strategy)
+    passes = builders.make_passes(
+        model.backbone, strategy=strategy, as_constants=as_constants, progress=lambda *news: told.append(news)
+    )
+    computed = passes.features(builders.array_source(photos, labels))
     alone = builders.make_classifier(convolution_backbone, builders.plain_settings())
-    rows = np.stack([computed.load(index, None) for index in range(7)])
+    rows = np.stack([computed.load(index, None) for index in range(70)])
     np.testing.assert_allclose(rows, alone.backbone(photos), atol=CLOSE)
+    np.testing.assert_array_equal(rows, computed.rows)
     np.testing.assert_array_equal(computed.labels, labels)
+    assert told[0][1] == 32 * strategy.num_replicas_in_sync
+    assert told[-1] == ("features", 70, 70)
 
 
 @pytest.mark.parametrize("batch_size", [3, 32])

@@ -52,7 +52,14 @@ def after_steps(optimizer: keras.optimizers.Optimizer) -> np.ndarray:
 
 
 def test_every_optimizer_of_the_table_is_tested():
-    assert set(choices("optimizer")) == set(KERAS)
+    assert set(choices("optimizer")) == {*KERAS, "auto"}
+
+
+def test_auto_trains_a_whole_network_by_adam():
+    used = KERAS["adam"][1]
+    made = optimizers.make(builders.plain_settings(optimizer="auto", **used), 0.1, "image")
+    assert type(made) is keras.optimizers.Adam
+    np.testing.assert_array_equal(after_steps(made), after_steps(keras.optimizers.Adam(0.1, **used)))
 
 
 @pytest.mark.parametrize("name", KERAS)

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tf_finetune.report import page
+from tf_finetune.report import page, pictures
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -296,7 +296,8 @@ def test_nothing_in_the_record_is_indispensable(path: tuple[Any, ...]) -> None:
 def test_nothing_in_an_epoch_is_indispensable(key: str) -> None:
     epochs = record()["history"]
     for replacement in ("removed", None):
-        assert page.learning_curve(without({"epochs": epochs}, ("epochs", 0, key), replacement)["epochs"], "accuracy")
+        history = without({"epochs": epochs}, ("epochs", 0, key), replacement)["epochs"]
+        assert pictures.learning_curve(history, "accuracy")
 
 
 def test_classes_without_names_are_numbered() -> None:
@@ -328,9 +329,9 @@ def test_any_number_of_classes_is_shown(size: int) -> None:
     text = page.render(given)
     assert [row[0] for row in rows(text, "Class by class")] == names
     picture = Page(text[text.index("<svg") : text.index("</svg>")])
-    assert sum(name in picture.texts for name in names) == (size if size <= page.LABELLED_CLASSES else 0)
-    assert picture.texts.count("9") == (size if size <= page.COUNTED_CLASSES else 0)
-    assert ("order of the table above" in text) == (size > page.LABELLED_CLASSES)
+    assert sum(name in picture.texts for name in names) == (size if size <= pictures.LABELLED_CLASSES else 0)
+    assert picture.texts.count("9") == (size if size <= pictures.COUNTED_CLASSES else 0)
+    assert ("order of the table above" in text) == (size > pictures.LABELLED_CLASSES)
 
 
 # What it is made of

@@ -182,7 +182,7 @@ def test_cached_features_give_the_weights_that_the_backbone_gives(convolution_ba
     settings = builders.plain_settings(epochs=3, dropout_rate=0.2, optimizer="adam")
     raw = source_of(10)
     body = builders.make_classifier(convolution_backbone, settings).backbone
-    cached = features.compute(body, raw, one, settings.batch_size)
+    cached = builders.make_passes(body, strategy=one).features(raw)
     assert cached.is_features
     assert not raw.is_features
     through, first = builders.train(convolution_backbone, raw, None, settings)

@@ -28,6 +28,9 @@ ANSWERS = [
     ("train --help", "--validation-split-ratio"),
     ("backbones", "efficientnet-lite0 "),
     ("hyperparameters", "regularizers_l2"),
+    ("cache --cache-dir empty", "empty: 0 B of at most 10.0 GiB"),
+    ("cache --cache-dir nowhere --json", '"spaces": []'),
+    ("cache --clear --cache-dir nowhere", "removed 0 bytes"),
 ]
 # A wrong command, and what its message says.
 WRONG = [
@@ -48,6 +51,8 @@ WRONG = [
     ("train --training good --backbone ./nowhere", ["backbone ./nowhere is neither a folder"]),
     ("train --training good --output file/out", ["The output place", "Give another --output"]),
     ("predict nowhere.tar.gz gone.jpg", ["no such file or folder: nowhere.tar.gz"]),
+    ("cache --cache-dir file", ["--cache-dir: expected a folder on this machine, or none; received file"]),
+    ("train --training good --cache-dir s3://b/c", ["--cache-dir: expected a folder", "received s3://b/c"]),
     ("backbones efficientnet-lite-0", ["There is no backbone efficientnet-lite-0.", "Did you mean"]),
 ]
 
@@ -57,7 +62,7 @@ def ran(tmp_path_factory) -> dict[str, SimpleNamespace]:
     """What each command did, in a process of its own: code, out, err, imported packages, seconds of processor time."""
     folder = write_files(tmp_path_factory.mktemp("commands"), DATA)
     before = sorted(folder.rglob("*"))
-    taken = ("SM_", "SAGEMAKER_", "TRAINING_JOB_", "PYTHON", "COLUMNS")
+    taken = ("SM_", "SAGEMAKER_", "TRAINING_JOB_", "TF_FINETUNE_", "PYTHON", "COLUMNS")
     clean = {name: value for name, value in os.environ.items() if not name.startswith(taken)}
     clean |= {"PYTHONPATH": str(REPOSITORY), "SAGEMAKER_BASE_DIR": str(folder / "ml"), "COLUMNS": "200"}
 
@@ -222,7 +227,7 @@ def test_an_empty_word_means_not_given(main):
     ("words", "parts"),
     [
         ("--learning-rate", ["learning_rate: expected a number from 0 to 1; received 'nothing'"]),
-        ("--optimizer --epochs 2", ["optimizer: expected one of adam"]),
+        ("--optimizer --epochs 2", ["optimizer: expected one of auto"]),
         ("--eps 0.1 --epsilon 0.2", ["given twice", "eps", "epsilon"]),
         ("--eps 0.1 --epsilon=0.2", ["given twice"]),
         (
@@ -270,7 +275,8 @@ def test_wrong_words_of_other_commands_are_told(capsys, words, parts):
 def test_places_and_devices_are_flags(main, tmp_path):
     write_files(tmp_path, {"body/saved_model.pb": b""})
     words = "--training good --validation good --test=good --model body --output out --model_name x --replicas 2"
-    job = main(*words.split()).job
+    job = main(*words.split(), "--cache-dir", "kept").job
+    assert job.feature_cache.folder == tmp_path / "kept"
     assert (job.training, job.validation, job.test, job.handle) == (Path("good"), Path("good"), Path("good"), "body")
     assert (job.destination.archive, job.replicas) == (tmp_path / "out/x/output/model.tar.gz", 2)
 
@@ -341,6 +347,18 @@ def test_words_that_a_shell_cut_do_not_hide_what_the_json_says(sagemaker, tmp_pa
     done = sagemaker(sent, f"{' '.join(written)} --rho 0.5", SM_USER_ARGS=json.dumps(written))
     assert (done.code, done.job.handle) == (0, sent["backbone"]), done.err
     assert done.given == {"backbone": sent["backbone"], "epochs": 3, "rho": 0.5}
+
+
+def test_on_sagemaker_features_are_kept_beside_the_checkpoints_of_a_job_that_has_them(sagemaker, tmp_path, monkeypatch):
+    monkeypatch.delenv("TF_FINETUNE_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    assert sagemaker({}).job.feature_cache.folder == tmp_path / "home/tf_finetune/features"
+    (tmp_path / "ml/checkpoints").mkdir()
+    kept = sagemaker({}, SM_CURRENT_HOST="algo-1").job.feature_cache
+    assert (kept.folder, kept.limit) == (tmp_path / "ml/checkpoints/features-algo-1", None)
+    assert sagemaker({}, "--cache-dir mine", SM_CURRENT_HOST="algo-1").job.feature_cache.folder == tmp_path / "mine"
+    monkeypatch.setenv("TF_FINETUNE_CACHE", str(tmp_path / "volume"))
+    assert sagemaker({}).job.feature_cache.folder == tmp_path / "volume/features"
 
 
 def test_flags_move_what_sagemaker_says(sagemaker, tmp_path):

@@ -155,6 +155,16 @@ def test_broken_json_is_named_by_its_place(tmp_path, variables, files, parts):
         assert part in str(caught.value)
 
 
+def test_features_lie_beside_the_checkpoints_of_a_job_that_has_them_for_each_host(tmp_path):
+    on_sagemaker = {"SM_HPS": "{}", "SM_CURRENT_HOST": "algo-2"}
+    assert environment.feature_folder(read(tmp_path, **on_sagemaker)) is None
+    (tmp_path / "checkpoints").mkdir()
+    folder = environment.feature_folder(read(tmp_path, **on_sagemaker))
+    assert folder == tmp_path / "checkpoints" / "features-algo-2"
+    assert not folder.exists()
+    assert environment.feature_folder(read(tmp_path)) is None  # Some other program's folder.
+
+
 def test_the_failure_file_is_where_sagemaker_looks_for_it_and_nowhere_else(tmp_path):
     variables = {"SAGEMAKER_BASE_DIR": str(tmp_path)}
     assert environment.failure_file(variables) is None

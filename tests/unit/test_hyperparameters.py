@@ -11,7 +11,7 @@ import pytest
 from tf_finetune import hyperparameters, tables
 from tf_finetune.errors import MESSAGE_LIMIT, HyperparameterError
 
-OPTIMIZERS = ("adam", "sgd", "nesterov", "rmsprop", "adagrad", "adadelta")
+OPTIMIZERS = ("adam", "sgd", "nesterov", "rmsprop", "adagrad", "adadelta")  # The built-in's; ours adds adamw and auto.
 SWITCH, FRACTION, SIGNED, COUNT, SEED, TEXT = "True/False", "0..1", "-1..1", "int > 0", "int >= 0", "text"
 
 # The contract, literally: name, what is valid, and the default of the JumpStart specification.
@@ -40,7 +40,7 @@ BUILT_IN = [
     ("label_smoothing", FRACTION, 0.1),
     ("learning_rate", FRACTION, 0.001),
     ("momentum", FRACTION, 0.9),
-    ("optimizer", " ".join(OPTIMIZERS), "adam"),
+    ("optimizer", " ".join((*OPTIMIZERS, "adamw", "auto")), "auto"),
     ("random_seed", SEED, 123),
     ("regularizers_l2", FRACTION, 0.0001),
     ("reinitialize_top_layer", "Auto True False", "Auto"),
@@ -49,11 +49,13 @@ BUILT_IN = [
     ("validation_split_ratio", FRACTION, 0.2),
 ]
 ADDED = [
+    ("augmentation_views", COUNT, 4),
     ("backbone", TEXT, "efficientnet-lite0"),
     ("class_weight", "none balanced", "none"),
     ("image_size", "8..4096", None),
     ("min_accuracy", FRACTION, 0.0),
     ("max_sequence_length", "3..512", None),
+    ("precision", "auto float32 bfloat16 float16", "auto"),
     ("preprocessor", TEXT, None),
     ("pixel_range", "0,1 -1,1 0,255", None),
     ("schedule", "constant cosine", "constant"),
@@ -285,6 +287,7 @@ SWITCHED = {
     "augmentation_random_flip": "augmentation",
     "augmentation_random_rotation": "augmentation",
     "augmentation_random_zoom": "augmentation",
+    "augmentation_views": "augmentation",
 }
 
 
@@ -305,9 +308,52 @@ def test_a_setting_that_the_optimizer_does_not_use_is_told(name, optimizer):
 @pytest.mark.parametrize(("name", "switch"), SWITCHED.items())
 def test_a_setting_whose_switch_is_off_is_told(name, switch):
     value = getattr(hyperparameters.Hyperparameters(), name)
-    assert lines_of(**{name: value}) == [f"{name} has no effect: {switch} is False, and it is used with True"]
-    assert lines_of(**{name: value, switch: True}) == []
-    assert lines_of(**{switch: False}) == []  # Nobody asked for it.
+    told = [f"{name} has no effect: {switch} is False, and it is used with True"]
+    assert lines_of(optimizer="adam", **{name: value}) == told
+    assert lines_of(optimizer="adam", **{name: value, switch: True}) == []
+    assert lines_of(optimizer="adam", **{switch: False}) == []  # Nobody asked for it.
+
+
+def test_views_are_for_a_frozen_backbone():
+    given = {"augmentation": True, "augmentation_views": 2, "train_only_top_layer": False}
+    told = "augmentation_views has no effect: train_only_top_layer is False, and it is used with True"
+    assert lines_of(**given) == [told]
+
+
+# What only training in steps uses: a head that is solved in one go has no use for it.
+OF_STEPS = {
+    "batch_size", "beta_1", "beta_2", "dropout_rate", "early_stopping", "early_stopping_min_delta",
+    "early_stopping_patience", "epochs", "epsilon", "eval_metric", "label_smoothing", "learning_rate",
+    "regularizers_l2", "schedule", "warmup_steps_fraction",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(OF_STEPS))
+def test_a_setting_of_steps_is_told_to_do_nothing_where_the_head_is_solved(name):
+    given = {name: getattr(hyperparameters.Hyperparameters(), name)}
+    (line,) = lines_of(**given)
+    assert line.startswith(f"{name} has no effect: optimizer=auto solves the head of a frozen backbone")
+    assert "name an optimizer, such as optimizer=adam" in line
+    assert lines_of(optimizer="auto", **given) == [line]
+    for trained in ({"optimizer": "adam"}, {"train_only_top_layer": False}):
+        assert [other for other in lines_of(**trained, **given) if "solves the head" in other] == []
+
+
+def test_settings_of_steps_share_one_line_and_all_others_count_for_a_solved_head():
+    everything = hyperparameters.Hyperparameters(augmentation=True).model_dump()
+    lines = lines_of(**everything)
+    assert sum("solves the head" in line for line in lines) == 1
+    told = {name for name in everything if any(name in line.partition(" no effect")[0] for line in lines)}
+    assert told == OF_STEPS | {"momentum", "rho", "initial_accumulator_value"}
+    assert hyperparameters.OF_STEPS == OF_STEPS
+
+
+@pytest.mark.parametrize(
+    ("name", "is_used"), [("beta_1", True), ("epsilon", True), ("momentum", False), ("rho", False)]
+)
+def test_a_whole_network_is_trained_by_adam_unless_told_otherwise(name, is_used):
+    lines = lines_of(train_only_top_layer=False, **{name: 0.5})
+    assert lines == [] if is_used else lines[0].startswith(f"{name} has no effect: optimizer is auto")
 
 
 def test_the_json_table_is_the_table_and_the_others_show_every_name():

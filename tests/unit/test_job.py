@@ -12,6 +12,7 @@ import tf_finetune
 from tests.builders import write_files
 from tf_finetune import catalog, job
 from tf_finetune.errors import MESSAGE_LIMIT, DataError, FinetuneError, HyperparameterError, UsageError
+from tf_finetune.feature_cache import Place
 
 CLASSES = {"roses/1.jpg": b"1", "tulips/2.jpg": b"2"}
 
@@ -44,6 +45,27 @@ def message_of(given=None, error=FinetuneError, **asked) -> str:
     assert len(message) <= MESSAGE_LIMIT
     assert "\n" not in message
     return message
+
+
+def test_features_are_kept_where_the_user_says_or_in_the_cache_folder(elsewhere, monkeypatch):
+    monkeypatch.setenv("TF_FINETUNE_CACHE", str(elsewhere / "cache"))
+    monkeypatch.setenv("TF_FINETUNE_CACHE_GIB", "2")
+    assert plan().feature_cache == Place(elsewhere / "cache" / "features", 2 * 2**30)
+    for given, kept in (("mine", Place(elsewhere / "mine", 2 * 2**30)), ("none", Place(None)), (Path("m"), None)):
+        planned = job.plan({"training": "photos"}, {}, "out", cache_dir=given)
+        assert planned.feature_cache == (kept or Place(elsewhere / "m", 2 * 2**30))
+    monkeypatch.delenv("TF_FINETUNE_CACHE")
+    planned = job.plan({"training": "photos"}, {}, "out", checkpoints=elsewhere / "checkpoints")
+    assert planned.feature_cache == Place(elsewhere / "checkpoints", None)
+    assert not any((elsewhere / name).exists() for name in ("cache", "mine", "m", "checkpoints", "out"))
+
+
+def test_a_wrong_place_or_size_of_the_cache_is_told_with_all_other_problems(monkeypatch):
+    monkeypatch.setenv("TF_FINETUNE_CACHE_GIB", "much")
+    with pytest.raises(UsageError) as caught:
+        job.plan({"training": "nowhere"}, {"epochs": 0}, "out", cache_dir="s3://bucket/features")
+    for part in ("training channel nowhere", "epochs: expected", "TF_FINETUNE_CACHE_GIB: expected a number of GiB"):
+        assert part in str(caught.value)
 
 
 def test_a_plan_says_what_is_done_and_writes_nothing(elsewhere):
@@ -308,7 +330,14 @@ def test_the_python_function_refuses_what_the_command_refuses(elsewhere):
     ("given", "channels", "reason"),
     [
         ({}, {}, None),
-        ({"momentum": 0.5}, {}, "optimizer is adam, and it is used with sgd or nesterov or rmsprop"),
+        ({"momentum": 0.5}, {}, "optimizer is auto, and it is used with sgd or nesterov or rmsprop"),
+        (
+            {"momentum": 0.5, "optimizer": "adam"},
+            {},
+            "optimizer is adam, and it is used with sgd or nesterov or rmsprop",
+        ),
+        ({"epochs": 3, "optimizer": "adam"}, {}, None),
+        ({"epochs": 3, "train_only_top_layer": False}, {}, None),
         ({"momentum": 0.5, "optimizer": "sgd"}, {}, None),
         ({"validation_split_ratio": 0.1}, {}, None),
         ({"validation_split_ratio": 0.1}, {"validation": "photos"}, "there is a validation channel"),

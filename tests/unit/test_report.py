@@ -5,12 +5,15 @@ from __future__ import annotations
 import csv
 import json
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import tf_finetune
 from tf_finetune import report
+from tf_finetune.report import stopwatch
+from tf_finetune.report.stopwatch import Stopwatch
 
 # What the built-in's documentation, its JumpStart specification and the published notebooks look for.
 CONTRACT_REGEXES = {
@@ -29,6 +32,14 @@ OUR_NAMES = {
 OURS = {definition["Regex"]: OUR_NAMES[definition["Name"]] for definition in report.METRIC_DEFINITIONS}
 RECORDS = [
     {"epoch": 1, "loss": 0.5, "accuracy": 0.75, "val_loss": 1.25, "val_accuracy": 0.625, "learning_rate": 0.001},
+    {
+        "epoch": 1,
+        "loss": 0.25,
+        "accuracy": 0.5,
+        "val_loss": 0.75,
+        "val_accuracy": 1.0,
+        "learning_rate": None,
+    },  # Solved.
     {"epoch": 10, "loss": 1e-5, "accuracy": 1.0, "val_loss": 3e-7, "val_accuracy": 0.0, "learning_rate": 1e-7},
     {"epoch": 3, "loss": 123456.789, "accuracy": 1 / 3, "val_loss": 1e9, "val_accuracy": 2 / 3, "learning_rate": 0.0},
     {
@@ -72,6 +83,56 @@ def test_figures_are_plain_decimals_and_the_epoch_is_told():
 def test_without_validation_no_regex_finds_a_figure_of_it(regex):
     line = report.metric_line({**RECORDS[0], "val_loss": None, "val_accuracy": None}, epochs=2)
     assert len(re.findall(regex, line)) == (0 if "val" in regex else 1)
+
+
+def test_the_line_of_a_solved_head_has_no_learning_rate_and_any_other_has_one():
+    for record in RECORDS:
+        assert ("learning_rate" in report.metric_line(record, epochs=10)) == (record["learning_rate"] is not None)
+
+
+# The stopwatch, on a clock that is turned by hand.
+
+
+@pytest.fixture
+def clock(monkeypatch) -> SimpleNamespace:
+    hands = SimpleNamespace(seconds=100.0)
+    monkeypatch.setattr(stopwatch.time, "monotonic", lambda: hands.seconds)
+    return hands
+
+
+def test_each_second_counts_for_the_innermost_stage_alone(clock):
+    watch = Stopwatch()
+    with watch.stage("features"):
+        clock.seconds += 1
+        with watch.stage("backbone"):
+            clock.seconds += 2
+            with watch.stage("data"):
+                clock.seconds += 4
+            clock.seconds += 8
+        clock.seconds += 16
+        with watch.stage("backbone"):
+            clock.seconds += 32
+    clock.seconds += 64  # Of no stage.
+    with watch.stage("features"):
+        clock.seconds += 128
+    seconds = watch.total()
+    assert seconds == {
+        **dict.fromkeys(stopwatch.STAGES, 0.0),
+        "features": 1 + 16 + 128,
+        "backbone": 2 + 8 + 32,
+        "data": 4,
+        "total": 255,
+    }
+    assert list(seconds) == ["total", *stopwatch.STAGES]
+
+
+def test_a_stage_inside_itself_counts_once(clock):
+    watch = Stopwatch()
+    with watch.stage("head"):
+        clock.seconds += 1
+        with watch.stage("head"):
+            clock.seconds += 2
+    assert watch.total()["head"] == 3
 
 
 CLASS_NAMES = ("a,b", "été", 'with "quotes"')

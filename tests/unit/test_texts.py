@@ -37,7 +37,7 @@ TEXT_DEFAULTS = {
     "initial_accumulator_value": 0.0001,
     "learning_rate": 0.001,
     "momentum": 0.9,
-    "optimizer": "adam",
+    "optimizer": "auto",  # Ours; the built-in's is adam.
     "regularizers_l2": 0.0001,
     "reinitialize_top_layer": "Auto",
     "rho": 0.95,
@@ -364,6 +364,7 @@ ONLY_IMAGES = {
     "augmentation_random_flip": "vertical",
     "augmentation_random_rotation": "0.1",
     "augmentation_random_zoom": "0.1",
+    "augmentation_views": "2",
     "image_size": "64",
     "image_resize_interpolation": "area",
     "pixel_range": "0,1",

@@ -10,6 +10,7 @@ import dataclasses
 import json
 import logging
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -24,6 +25,7 @@ DEFAULT_GIB = 10.0
 GIB_VARIABLE = "TF_FINETUNE_CACHE_GIB"
 STALE_SECONDS = 24 * 3600  # What was being written so long ago was left by a process that was killed.
 ABOUT, ASIDE = "about.json", ".writing-"
+SPACE_NAME = re.compile(r"[0-9a-f]{32}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,12 +60,13 @@ def place(
         UsageError: The limit is no number of 0 or more, or the place is no folder.
     """
     limit = _limit(environ)
-    if cache_dir is not None and str(cache_dir).lower() == "none":
+    given = str(cache_dir or "")
+    if given.lower() == "none":
         return Place(None)
-    if cache_dir is not None:
-        folder = Path(cache_dir).expanduser()
-        if "://" in str(cache_dir) or (folder.exists() and not folder.is_dir()):
-            raise UsageError(f"--cache-dir: expected a folder on this machine, or none; received {cache_dir}.")
+    if given:
+        folder = Path(given).expanduser()
+        if "://" in given or (folder.exists() and not folder.is_dir()):
+            raise UsageError(f"--cache-dir: expected a folder on this machine, or none; received {given}.")
         return Place(folder.absolute(), limit)
     if checkpoints is not None and not environ.get("TF_FINETUNE_CACHE"):
         return Place(checkpoints, None)
@@ -86,11 +89,12 @@ def evict(place: Place) -> int:
     """Removes the least recently used shards beyond the limit, and what killed processes left; returns their number."""
     if place.folder is None or place.limit is None:
         return 0
-    for file in place.folder.glob(f"*/{ASIDE}*"):
+    spaces = _spaces(place)
+    for file in (file for space in spaces for file in space.glob(f"{ASIDE}*")):
         with contextlib.suppress(OSError):
             if time.time() - file.stat().st_mtime > STALE_SECONDS:
                 file.unlink()
-    held = sorted(_sizes(place.folder), reverse=True)
+    held = sorted((shard for space in spaces for shard in _shards(space)), reverse=True)
     kept, removed = 0, 0
     for _, size, file in held:
         kept += size
@@ -105,22 +109,17 @@ def evict(place: Place) -> int:
 
 def listing(place: Place) -> list[dict[str, Any]]:
     """Returns a record for each space: its folder's name, about, examples, bytes and last_used (seconds since 1970)."""
-    from tf_finetune.feature_cache.space import opened
-
     spaces = []
-    for folder in sorted(place.folder.glob("*/")) if place.folder else []:
-        held = list(_sizes(folder.parent, folder.name))
+    for folder in _spaces(place):
+        held = list(_shards(folder))
         about: Any = {}
         with contextlib.suppress(OSError, ValueError):
             about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
-        if not about and not held:
-            continue
-        counts = [len(shard) for _, _, file in held if (shard := opened(file, None, remove=False)) is not None]
         spaces.append(
             {
                 "name": folder.name,
                 "about": about,
-                "examples": sum(counts),
+                "examples": sum(_count(file) for _, _, file in held),
                 "bytes": sum(size for _, size, _ in held),
                 "last_used": max((used for used, _, _ in held), default=None),
             }
@@ -130,19 +129,35 @@ def listing(place: Place) -> list[dict[str, Any]]:
 
 def clear(place: Place) -> int:
     """Removes all features and returns how many bytes they had; what else lies in the folder stays."""
-    freed = sum(size for _, size, _ in _sizes(place.folder)) if place.folder else 0
-    for folder in place.folder.glob("*/") if place.folder else []:
-        if (folder / ABOUT).is_file():
-            try:
-                shutil.rmtree(folder)
-            except OSError as error:
-                raise UsageError(f"{folder} cannot be removed: {error.strerror}. Remove it by hand.") from None
+    freed = 0
+    for folder in _spaces(place):
+        freed += sum(size for _, size, _ in _shards(folder))
+        try:
+            shutil.rmtree(folder)
+        except OSError as error:
+            raise UsageError(f"{folder} cannot be removed: {error.strerror}. Remove it by hand.") from None
     return freed
 
 
-def _sizes(folder: Path, space: str = "*") -> Iterator[tuple[float, int, Path]]:
-    """Gives when each shard was last used, its bytes and its path."""
-    for file in folder.glob(f"{space}/*.npy"):
+def _count(shard: Path) -> int:
+    from tf_finetune.feature_cache.space import opened  # It needs NumPy, which takes its time.
+
+    rows = opened(shard, None, remove=False)
+    return 0 if rows is None else len(rows)
+
+
+def _spaces(place: Place) -> list[Path]:
+    """Returns the folders of all spaces; a user's own folder may hold other things, which are let be."""
+    try:
+        inside = sorted(place.folder.iterdir()) if place.folder else []
+    except OSError:  # There is none, or it may not be looked into.
+        return []
+    return [folder for folder in inside if SPACE_NAME.fullmatch(folder.name) and (folder / ABOUT).is_file()]
+
+
+def _shards(space: Path) -> Iterator[tuple[float, int, Path]]:
+    """Gives when each shard of a space was last used, its bytes and its path."""
+    for file in space.glob("*.npy"):
         with contextlib.suppress(OSError):
             state = file.stat()
             yield state.st_mtime, state.st_size, file

@@ -100,14 +100,16 @@ class Space:
         """Returns what checks of this way found, as `keep_verdict` was given it."""
         found = []
         for file in sorted(self.folder.glob(f"{VERDICT}*.json")) if self.folder else []:
-            with contextlib.suppress(OSError, ValueError):
-                found.append(json.loads(file.read_text(encoding="utf-8")))
-        return [verdict for verdict in found if isinstance(verdict, dict)]
+            with contextlib.suppress(OSError):
+                text = file.read_bytes()
+                if file.name == _verdict_name(text):  # Else it was altered.
+                    found.append(json.loads(text))
+        return found
 
     def keep_verdict(self, verdict: Mapping[str, Any]) -> None:
         """Keeps what a check of this way found."""
         text = json.dumps(verdict, sort_keys=True, indent=2).encode()
-        self._put(f"{VERDICT}{hashlib.sha256(text).hexdigest()[:16]}.json", text)
+        self._put(_verdict_name(text), text)
 
     def _shards(self) -> list[Path]:
         return sorted(self.folder.glob("*.npy")) if self.folder else []
@@ -129,6 +131,10 @@ class Space:
             )
 
 
+def _verdict_name(text: bytes) -> str:
+    return f"{VERDICT}{hashlib.sha256(text).hexdigest()[:16]}.json"
+
+
 def _dtype(size: int) -> np.dtype:
     return np.dtype([("key", np.uint8, KEY_BYTES), ("features", "<f4", size)])
 
@@ -136,13 +142,13 @@ def _dtype(size: int) -> np.dtype:
 def opened(file: Path, size: int | None, remove: bool = True) -> np.ndarray | None:
     """Returns a shard as a memory map, or None, and removes the file, where it is cut off or no shard of this size."""
     try:
-        shard = np.load(file, mmap_mode="r", allow_pickle=False)
+        shard = np.lib.format.open_memmap(file, mode="r")
         if shard.ndim == 1 and shard.dtype == _dtype(shard.dtype["features"].shape[0] if size is None else size):
             return shard
-    except FileNotFoundError:  # Another process has removed it.
+    except OSError:  # Another process has removed it, or it cannot be read just now.
         return None
-    except (OSError, ValueError, EOFError, SyntaxError, TypeError, LookupError):
-        pass
+    except Exception as error:  # A damaged header can make NumPy's parser raise nearly anything.
+        log.debug("%s: %s", file, error)
     if remove:
         _discard(file)
     return None

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -119,9 +120,13 @@ def batches(
         slots = tf.data.Dataset.range(calls * replicas * size)
         return slots.map(read, CORES, deterministic=True).batch(size, drop_remainder=True).prefetch(2 * replicas)
 
+    def run(batch: Any) -> Any:  # Behind a lambda: several replicas take a tf.function apart, and its signature breaks.
+        return strategy.run(lambda part: forward(part), args=(batch,))
+
+    run_all = run if replicas == 1 else tf.function(run, autograph=False)
     left = count
     for batch in strategy.distribute_datasets_from_function(stream):
-        parts = strategy.experimental_local_results(strategy.run(forward, args=(batch,)))
+        parts = strategy.experimental_local_results(run_all(batch))
         whole = np.concatenate([part.numpy() for part in parts])[:left]
         left -= len(whole)
         yield whole

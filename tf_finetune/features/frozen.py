@@ -28,7 +28,8 @@ log = logging.getLogger(__name__)
 
 VERSION = 1  # Of how examples are prepared and features computed; a change makes all cached features void.
 FLUSH_SECONDS = (1.0, 15.0)  # Between shards: at first, and in the end.
-LARGE = 256  # Photos from which turning variables into constants, and checking 16 bits, is paid back.
+MOST_VIEWS = 100_003  # Of one example; a prime, so that seeds do not meet.
+LARGE = 256  # Photos from which turning variables into constants, and checking 16 bits, are paid back.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +59,8 @@ class Passes:
         place: Where features are kept.
         about: What features depend on besides backbone, device and way: the preparation of examples.
         name: What the user called the backbone.
+        as_constants: Whether the backbone's variables become constants, which takes a second or more, and then is
+            faster by a quarter; 16 bits need it to be faster at all.
         preparing: Gives the context in which a pass is made ready, for a stopwatch.
         progress: Told the stage, the examples done and all.
     """
@@ -71,14 +74,17 @@ class Passes:
         place: Place,
         about: Mapping[str, Any],
         name: str,
+        as_constants: bool = False,
         preparing: Callable[[], Any] = contextlib.nullcontext,
         progress: Progress | None = None,
     ) -> None:
         self.size, self.strategy, self.place, self.name = size, strategy, place, name
         self.preparing, self.progress, self.image_size = preparing, progress, image_size
+        self.as_constants = as_constants
         self._original = backbone
         self._about = dict(about)
-        self._forwards: dict[tuple[str, bool], Any] = {}
+        self._forward: Any = None
+        self._compiled: set[str] = set()
         self._spaces: dict[str, Space] = {}
         self._held: dict[tuple[str, bytes], np.ndarray] = {}
         self.sent: set[bytes] = set()  # Digests of the examples that were sent through the backbone, and,
@@ -120,7 +126,9 @@ class Passes:
         about["backbone"] = self._digest()
         about["version"] = [VERSION, *tf.__version__.split(".")[:2]]
         space = Space(self.place, about, self.name)
-        return self._spaces.setdefault(space.about, space)
+        space = self._spaces.setdefault(space.about, space)
+        space.writable &= all(other.writable for other in self._spaces.values())  # One warning is enough.
+        return space
 
     def _digest(self) -> list[str | None]:
         if not hasattr(self, "_digests"):
@@ -170,7 +178,7 @@ class Passes:
         # taken up in the same batches.
         lengths = examples.lengths if examples.lengths is not None else np.zeros(len(examples), np.int64)
         order = sorted(places, key=lambda key: (lengths[places[key][0] % len(examples)], key))
-        forward = self._forward(way, examples.lengths is None, len(order))
+        forward = self._ready(way.precision)
         indices = np.array([places[key][0] for key in order])
         keeper = _Keeper(self.space(way, augmentation))
         done, spoilt = 0, 0
@@ -191,29 +199,31 @@ class Passes:
         keeper.flush()
         return spoilt
 
-    def _forward(self, way: Way, is_image: bool, count: int) -> Any:
-        as_constants = way.precision != "float32" or (is_image and count >= LARGE)
-        made = self._forwards.get((way.precision, True)) or self._forwards.get((way.precision, as_constants))
-        if made is None:
-            with self.preparing():
-                made = self._make(way.precision, as_constants)
-            self._forwards[way.precision, as_constants] = made
-        return made
+    def _ready(self, precision: str) -> Any:
+        """Returns the forward function, made when first needed, and compiled for a precision by a trial."""
+        with self.preparing():
+            if self._forward is None:
+                self._forward = self._make()
+            if precision not in self._compiled:
+                with devices.rewriting(precision):
+                    self._forward(self._blank())
+                self._compiled.add(precision)
+        return self._forward
 
-    def _make(self, precision: str, as_constants: bool) -> Any:
-        """Returns the forward function, having tried it: some graphs can be frozen and then do not run."""
+    def _make(self) -> Any:
         backbone = self._backbone()
-        blank = backbone.blank(self.image_size)
-        if as_constants:
+        if self.as_constants:
             try:
                 forward = backbone.forward(self.image_size, as_constants=True)
-                with devices.rewriting(precision):
-                    forward(blank)
+                forward(self._blank())
                 return forward
-            except Exception as error:
+            except Exception as error:  # Anything: the graph cannot be converted, or does not run as converted.
                 reason = (str(error).strip().split("\n") or [""])[0][:200]
                 log.info("the backbone cannot be turned into constants, and runs as it is: %s", reason)
         return backbone.forward(self.image_size)
+
+    def _blank(self) -> tf.Tensor:
+        return self._original.blank(self.image_size)
 
     def _backbone(self) -> Backbone:
         """Returns the backbone, or a copy where its variables are spread over replicas and cannot be read here."""
@@ -277,5 +287,5 @@ def _keys(examples: Source) -> list[bytes]:
 def _seeds(examples: Source, indices: np.ndarray, augmentation: Mapping[str, Any] | None) -> np.ndarray:
     """Returns int32 [M, 2]: the seed of each view's distortion, from the job's seed, the view and the example's key."""
     views, keys = indices // len(examples), examples.keys[indices % len(examples)]
-    seed = augmentation["random_seed"] if augmentation else 0
-    return np.stack([(seed * examples.views + views) % 2**31, keys % 2**31], axis=1).astype(np.int32)
+    seed = augmentation["random_seed"] % 2**31 if augmentation else 0
+    return np.stack([(seed * MOST_VIEWS + views) % 2**31, keys % 2**31], axis=1).astype(np.int32)

@@ -18,6 +18,7 @@ from tf_finetune.features.frozen import EXACT, LARGE, Passes, Way
 log = logging.getLogger(__name__)
 
 MEDIAN_COSINE, LEAST_COSINE = 0.998, 0.98
+TRIED_FROM = 200  # Steps of a training from which it pays to time some of them in 16 bits.
 
 
 def choose(
@@ -53,10 +54,8 @@ def choose(
         if verdict["agrees"]:
             chosen = way
             break
-        reason = (
-            f"{wanted}{' with scaled decoding' * way.scaled} does not agree with float32 on {verdict['examples']} "
-            f"training examples: cosine {verdict['median_cosine']:.4f} (median), {verdict['least_cosine']:.4f} (least)"
-        )
+        decoding = " with scaled decoding" * way.scaled
+        reason = f"{wanted}{decoding} does not agree with float32: {_figures(verdict)}"
         log.info("%s", reason)
     else:
         chosen = EXACT
@@ -71,6 +70,39 @@ def choose(
         "reason": reason,
         **found,
     }
+
+
+def for_fine_tuning(
+    passes: Passes, asked: str, steps: int, sample: Callable[[bool], Source]
+) -> tuple[tuple[str, ...], str]:
+    """Returns the precisions in which a whole network may be trained, of which the fastest is to be taken, and why.
+
+    Args:
+        passes: The passes through the backbone as its SavedModel has it.
+        asked: The hyperparameter `precision`.
+        steps: Of the training.
+        sample: The examples to check on, decoded in full.
+    """
+    able = devices.sixteen_bit()
+    if asked == "float32":
+        return ("float32",), "as asked"
+    if asked not in ("auto", able) or able is None:
+        return ("float32",), f"this machine has no {asked} in hardware" if able else "there are no 16 bits in hardware"
+    if able == "float16":
+        return ("float32",), "gradients in float16 would need loss scaling, which is not done"
+    if asked == "auto" and steps < TRIED_FROM:
+        return ("float32",), f"with fewer than {TRIED_FROM} steps trying 16 bits would take longer than it could save"
+    verdict = _checked(passes, Way(able), sample)
+    if not verdict["agrees"]:
+        return ("float32",), f"{able} does not agree with float32: {_figures(verdict)}"
+    return (able,) if asked == able else ("float32", able), f"agrees with float32: {_figures(verdict)}"
+
+
+def _figures(verdict: Mapping[str, Any]) -> str:
+    return (
+        f"cosine {verdict['median_cosine']:.4f} (median), {verdict['least_cosine']:.4f} (least) on "
+        f"{verdict['examples']} training examples"
+    )
 
 
 def _wanted(asked: str, is_image: bool, count: int) -> tuple[str, str]:

@@ -8,19 +8,19 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from tf_finetune import evaluation, features, report
+from tf_finetune import devices, evaluation, features, report
 from tf_finetune.classifier import Classifier
 from tf_finetune.errors import TrainingError
 from tf_finetune.features import Progress, Source
 from tf_finetune.hyperparameters import Hyperparameters
-from tf_finetune.training import optimizers, steps
+from tf_finetune.training import optimizers, solver, steps, trial
 from tf_finetune.training.steps import Plan
 
 log = logging.getLogger(__name__)
@@ -36,11 +36,13 @@ class Fitted:
         history: One record per epoch, as report.json holds it.
         best_epoch: The epoch whose weights were kept, from 1.
         head: How the head was solved, as report.json holds it; None where it was not.
+        precision: Of the steps.
     """
 
     history: list[dict[str, Any]]
     best_epoch: int
     head: dict[str, Any] | None = None
+    precision: str = "float32"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +81,7 @@ def fit(
     settings: Hyperparameters,
     strategy: tf.distribute.Strategy,
     progress: Progress | None = None,
+    precisions: Sequence[str] = ("float32",),
 ) -> Fitted:
     """Trains a classifier and leaves it with the weights of its best epoch by eval_metric on validation.
 
@@ -89,6 +92,8 @@ def fit(
         settings: The hyperparameters.
         strategy: Where the model lives.
         progress: Told the stage, the steps done and the steps in all.
+        precisions: Those that the steps may be computed in; of several the fastest is taken. Weights, updates and
+            validation are float32 in any case.
 
     Raises:
         TrainingError: The loss became NaN or infinite.
@@ -104,10 +109,12 @@ def fit(
     step = steps.make_step(model, optimizer, settings, strategy, weights, training.is_features)
     answer = steps.make_answer(model, validation.is_features) if validation else None
     batches = iter(strategy.distribute_datasets_from_function(lambda context: steps.stream(training, plan)))
+    precision, batches = trial.fastest(step, batches, [*_all_variables(model), *optimizer.variables], precisions)
     history: list[dict[str, Any]] = []
     best, kept = Standing(), _weights(model)
     for epoch in range(1, plan.epochs + 1):
-        loss, accuracy = _run_epoch(step, batches, plan, epoch, settings, progress)
+        with devices.rewriting(precision):
+            loss, accuracy = _run_epoch(step, batches, plan, epoch, settings, progress)
         _average_statistics(model, strategy)
         _check_weights(model, epoch, settings)
         figures, score = _validate(answer, validation, settings, strategy)
@@ -122,7 +129,7 @@ def fit(
             log.info("early stopping: no better %s since epoch %d", settings.eval_metric, best.improved_in)
             break
     _set_weights(model, kept)
-    return Fitted(history, best.epoch)
+    return Fitted(history, best.epoch, precision=precision)
 
 
 def solve(model: Classifier, training: Source, settings: Hyperparameters, progress: Progress | None) -> dict[str, Any]:
@@ -137,8 +144,6 @@ def solve(model: Classifier, training: Source, settings: Hyperparameters, progre
     Raises:
         TrainingError: The weights are no numbers.
     """
-    from tf_finetune.training import solver
-
     assert training.rows is not None
     weights = steps.class_weights(training.labels, model.num_classes, settings)[training.labels]
     solved = solver.solve(
@@ -265,6 +270,10 @@ def _weights(model: Classifier) -> list[np.ndarray]:
 def _set_weights(model: Classifier, weights: list[np.ndarray]) -> None:
     for variable, value in zip(_kept_variables(model), weights, strict=True):
         variable.assign(value)
+
+
+def _all_variables(model: Classifier) -> list[keras.Variable]:
+    return [*model.backbone.variables, *model.head.variables]
 
 
 def _kept_variables(model: Classifier) -> list[keras.Variable]:

@@ -1,0 +1,124 @@
+"""The straight line from a job to a proven archive. `run` is its order; each stage is a module."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tf_finetune import devices, evaluation, export, features, hyperparameters, images, job, results, text, training
+from tf_finetune.classifier import Classifier
+from tf_finetune.errors import ExportError
+from tf_finetune.examples import Examples
+from tf_finetune.features import Progress, Source
+from tf_finetune.hyperparameters import Hyperparameters
+from tf_finetune.job import Job
+from tf_finetune.pipeline import inputs, proof
+from tf_finetune.pipeline import record as records
+from tf_finetune.report.stopwatch import Stopwatch
+from tf_finetune.training import steps
+
+log = logging.getLogger(__name__)
+
+MEDIA: Mapping[str, Any] = {"image": images, "text": text}  # The branch: modules of the same functions.
+
+
+def run(planned: Job, progress: Progress | None = None) -> dict[str, Any]:
+    """Trains, proves and writes one model; returns the record that report.json holds.
+
+    Raises:
+        FinetuneError: Something the user can mend. Nothing is written then.
+    """
+    watch, settings, medium = Stopwatch(), planned.settings, MEDIA[planned.task]
+    warnings = job.warn_of_settings_without_effect(planned)
+    strategy = devices.strategy(planned.replicas)
+    with watch.stage("data"):
+        parts = inputs.read_parts(planned)
+        hyperparameters.check_classes(settings.model_dump(), parts["training"].class_names)
+    with watch.stage("backbone"), strategy.scope():
+        model, preprocessing = inputs.build_model(planned, medium, len(parts["training"].class_names))
+        count = sum(map(len, parts.values()))
+        passes = inputs.make_passes(planned, model, preprocessing, count, strategy, watch, progress)
+    with medium.explaining_failures(parts.values(), preprocessing):
+        with watch.stage("features"):
+            read = inputs.read_sources(parts, medium, preprocessing, passes, settings)
+        fitted = fit(model, read, settings, strategy, watch, progress)
+        with watch.stage("evaluation"):
+            answers = answer(parts, read.sources, model, strategy)
+            figures = measure(parts, answers)
+    check_accuracy(figures, planned)
+    record = records.describe(planned, parts, fitted, figures, warnings)
+    record |= records.account(parts, passes, read.precision, fitted, settings)
+    with results.stage(planned.destination) as staged:
+        with watch.stage("export"), export.fresh_process() as process:
+            record["parity"] = proof.export_and_prove(
+                process, staged, planned, medium, model, strategy, preprocessing, parts, answers
+            )
+        record["seconds"] = watch.total()
+        record["job"]["training_seconds"] = record["seconds"]["total"]
+        results.write_data(staged / "data", record, parts, answers)
+        results.hand_over(staged, planned.destination)
+    return record
+
+
+def fit(
+    model: Classifier,
+    read: inputs.Read,
+    settings: Hyperparameters,
+    strategy: tf.distribute.Strategy,
+    watch: Stopwatch,
+    progress: Progress | None,
+) -> training.Fitted:
+    """Returns what training gave: a head that was solved, or epochs, with optimizer=auto from such a head."""
+    examples_of = (read.sources["training"], read.sources.get("validation"))
+    head = None
+    if read.frozen is not None and settings.optimizer == "auto":
+        with watch.stage("head"):
+            if settings.train_only_top_layer:
+                return training.fit_head(model, *examples_of, settings, strategy, progress)
+            head = training.solve(model, read.frozen, settings, progress)
+    with watch.stage("head" if settings.train_only_top_layer else "fine_tuning"):
+        fitted = training.fit(model, *examples_of, settings, strategy, progress, read.precisions)
+    return dataclasses.replace(fitted, head=head)
+
+
+def answer(
+    parts: Mapping[str, Examples],
+    sources: Mapping[str, Source],
+    model: Classifier,
+    strategy: tf.distribute.Strategy,
+) -> dict[str, np.ndarray]:
+    """Returns float32 [N, K] for validation and test: the probabilities of each example's classes."""
+    answers = {name: np.zeros([0, model.num_classes], np.float32) for name in ("validation", "test")}
+    for name in set(answers) & set(parts):
+        function = steps.make_answer(model, sources[name].is_features)
+        answers[name] = features.outputs(function, sources[name], strategy)
+    return answers
+
+
+def measure(parts: Mapping[str, Examples], answers: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Returns the figures of validation, None where it has no examples, and of test where there is one."""
+    figures: dict[str, Any] = {"validation": None}
+    for name, rows in answers.items():
+        if name in parts:
+            figures[name] = evaluation.metrics(rows, np.array(parts[name].labels), parts[name].class_names)
+    return figures
+
+
+def check_accuracy(figures: Mapping[str, Any], planned: Job) -> None:
+    """Stops the job when validation accuracy is below min_accuracy.
+
+    Raises:
+        ExportError: It is, or there is nothing to measure it on.
+    """
+    least = planned.settings.min_accuracy
+    accuracy = figures["validation"]["accuracy"] if figures["validation"] else None
+    if least > 0 and (accuracy is None or accuracy < least):
+        measured = "there are no validation examples" if accuracy is None else f"it is {accuracy:.4f}"
+        raise ExportError(
+            f"Expected a validation accuracy of at least min_accuracy={least:g}; {measured}. Nothing was exported."
+        )

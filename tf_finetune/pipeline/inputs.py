@@ -1,0 +1,193 @@
+"""What a job starts from: its examples, its classifier, and the examples as training reads them."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+
+from tf_finetune import (
+    backbone,
+    catalog,
+    classifier,
+    devices,
+    examples,
+    feature_cache,
+    features,
+    hyperparameters,
+    images,
+    packaged,
+    storage,
+    text_ops,
+)
+from tf_finetune.backbone import interface
+from tf_finetune.classifier import Classifier
+from tf_finetune.examples import Examples
+from tf_finetune.features import Progress, Source, precision
+from tf_finetune.features.frozen import LARGE, Passes
+from tf_finetune.hyperparameters import Hyperparameters
+from tf_finetune.job import Job
+from tf_finetune.report.stopwatch import Stopwatch
+
+log = logging.getLogger(__name__)
+
+STEPS_IN_FLOAT32 = ("float32",)
+SAMPLE = 32  # Examples on which 16 bits and scaled decoding are compared with the exact way.
+
+
+@dataclasses.dataclass(frozen=True)
+class Read:
+    """The examples as training and evaluation read them.
+
+    Attributes:
+        sources: Of each part: features of a frozen backbone, else what the backbone takes.
+        frozen: Features of training that a head can be solved on, or None where none is.
+        precisions: Those that the steps of a training may be computed in; the fastest is taken.
+        precision: What report.json says of how features were computed, and why a whole network is trained as it is.
+    """
+
+    sources: Mapping[str, Source]
+    frozen: Source | None
+    precisions: tuple[str, ...]
+    precision: dict[str, Any]
+
+
+def read_parts(planned: Job) -> dict[str, Examples]:
+    """Returns the examples of training, and of validation and test where there are any."""
+    everything = examples.read(planned.task, planned.training)
+    names, numbers = everything.class_names, everything.number_names
+    if planned.validation:
+        parts = {
+            "training": everything,
+            "validation": examples.read(planned.task, planned.validation, names, "validation", numbers),
+        }
+    else:
+        seed, ratio = planned.settings.random_seed, planned.settings.validation_split_ratio
+        parts = dict(zip(("training", "validation"), examples.split(everything, ratio, seed), strict=True))
+    if planned.test:
+        parts["test"] = examples.read(planned.task, planned.test, names, "test", numbers)
+    counts = ", ".join(f"{len(part):,} {name}" for name, part in parts.items())
+    log.info("data: %d classes, examples: %s", len(names), counts)
+    return {name: part for name, part in parts.items() if len(part)}
+
+
+def build_model(planned: Job, medium: Any, num_classes: int) -> tuple[Classifier, Any]:
+    """Returns a classifier with a new head, and how examples are prepared. Call it inside the strategy's scope."""
+    settings, card = planned.settings, planned.card
+    handle = card.handle if card else planned.handle
+    preprocessor = settings.preprocessor or (card.preprocessor if card else None)
+    folder = locate(handle, settings)
+    has_chance = not settings.train_only_top_layer and text_ops.draws_at_random(folder)
+    devices.make_deterministic(settings.random_seed, strictly=not has_chance)
+    body = backbone.Backbone(
+        folder,
+        planned.task,
+        trainable=not settings.train_only_top_layer,
+        preprocessor=locate(preprocessor, settings) if preprocessor else None,
+        max_sequence_length=None if handle.startswith(catalog.PACKAGED) else settings.max_sequence_length,
+    )
+    preprocessing = medium.plan(settings, card, planned.handle, interface.image_size(body.interface))
+    size = body.feature_size(preprocessing.as_json().get("image_size"))
+    return classifier.build(body, size, num_classes, settings), preprocessing
+
+
+def locate(handle: str, settings: Hyperparameters) -> Path:
+    """Returns the folder of the SavedModel that a handle names; it is made or fetched if need be."""
+    cache = storage.cache_folder()
+    if handle.startswith(catalog.PACKAGED):
+        return packaged.make(handle.removeprefix(catalog.PACKAGED), cache, settings.max_sequence_length)
+    return storage.resolve_backbone(handle, cache)
+
+
+def make_passes(
+    planned: Job,
+    model: Classifier,
+    preprocessing: Any,
+    count: int,
+    strategy: tf.distribute.Strategy,
+    watch: Stopwatch,
+    progress: Progress | None,
+) -> Passes:
+    """Returns the passes of `count` examples in all through the backbone as its SavedModel has it."""
+    described = preprocessing.as_json()
+    # Decided by the whole job, not by what is still to do: constants round otherwise, and a job that was killed gives
+    # the same weights as one that was not. Text encoders gain nothing by it.
+    in_16_bits = planned.settings.precision in ("bfloat16", "float16")
+    as_constants = in_16_bits or (planned.task == "image" and count >= LARGE)
+    return Passes(
+        model.backbone,
+        model.head.kernel.shape[0],
+        described.get("image_size"),
+        strategy,
+        planned.feature_cache,
+        {"preprocessing": described, "max_sequence_length": model.backbone.max_sequence_length},
+        planned.card.id if planned.card else planned.handle,
+        as_constants=as_constants,
+        preparing=lambda: watch.stage("backbone"),
+        progress=progress,
+    )
+
+
+def read_sources(
+    parts: Mapping[str, Examples], medium: Any, preprocessing: Any, passes: Passes, settings: Hyperparameters
+) -> Read:
+    """Returns the examples of each part as training reads them, and how training computes.
+
+    A frozen backbone's are features throughout. One that is trained reads examples themselves, and features only of
+    training, from which the head that it starts with is solved.
+    """
+    raw = {name: features.source(part, medium.loader(part, preprocessing)) for name, part in parts.items()}
+    frozen, record = None, {"asked": settings.precision, "features": None}
+    if settings.train_only_top_layer or settings.optimizer == "auto":
+        frozen, record = training_features(parts["training"], medium, preprocessing, passes, settings)
+    if settings.train_only_top_layer and frozen is not None:
+        others = {name: passes.features(source) for name, source in raw.items() if name != "training"}
+        feature_cache.evict(passes.place)
+        return Read({"training": frozen, **others}, frozen, STEPS_IN_FLOAT32, record)
+    feature_cache.evict(passes.place)
+    if settings.augmentation:
+        load = medium.loader(parts["training"], preprocessing, settings)
+        raw["training"] = dataclasses.replace(raw["training"], load=load)
+    count = len(parts["training"])
+    steps = settings.epochs * -(-count // min(settings.batch_size, count))
+    read = sampled(parts["training"], medium, preprocessing)
+    precisions, reason = precision.for_fine_tuning(passes, settings.precision, steps, read)
+    return Read(raw, frozen, precisions, {**record, "fine_tuning_reason": reason})
+
+
+def training_features(
+    part: Examples, medium: Any, preprocessing: Any, passes: Passes, settings: Hyperparameters
+) -> tuple[Source, dict[str, Any]]:
+    """Returns the features that the head is fitted to, and what the report says of how they were computed."""
+    read = sampled(part, medium, preprocessing)
+    way, record = precision.choose(
+        passes,
+        settings.precision,
+        medium is images,
+        len(part),
+        read,
+        lambda: medium.can_scale(first_of(part), preprocessing),
+    )
+    distorted = settings.augmentation and settings.train_only_top_layer
+    load = medium.loader(part, preprocessing, settings if distorted else None, scaled=way.scaled)
+    source = features.source(part, load, settings.augmentation_views if distorted else 1)
+    augmentation = None
+    if distorted:
+        names = [name for name in hyperparameters.NAMES if name.startswith("augmentation_random")]
+        augmentation = {name: getattr(settings, name) for name in ("random_seed", *names)}
+    return passes.features(source, way, augmentation), record
+
+
+def first_of(part: Examples) -> Examples:
+    """Returns a sample: the first in the order of their digests, which added examples hardly change."""
+    return dataclasses.replace(part, items=part.items[:SAMPLE])
+
+
+def sampled(part: Examples, medium: Any, preprocessing: Any) -> Callable[[bool], Source]:
+    """Returns the function that reads the sample of a part, at a smaller scale where it is asked to."""
+    sample = first_of(part)
+    return lambda scaled: features.source(sample, medium.loader(sample, preprocessing, scaled=scaled))

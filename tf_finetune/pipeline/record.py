@@ -1,0 +1,67 @@
+"""What a job tells of itself: the record of report.json."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tf_finetune import export, training
+from tf_finetune.examples import Examples
+from tf_finetune.features.frozen import Passes, Way
+from tf_finetune.hyperparameters import Hyperparameters
+from tf_finetune.job import Job
+
+
+def describe(
+    planned: Job,
+    parts: Mapping[str, Examples],
+    fitted: training.Fitted,
+    figures: Mapping[str, Any],
+    warnings: list[str],
+) -> dict[str, Any]:
+    """Returns the record of report.json, but for seconds and parity, which are known last."""
+    parent = planned.card.id if planned.card else planned.handle
+    artifact = planned.destination.archive or planned.destination.model_dir
+    return {
+        "task": planned.task,
+        "backbone": parent,
+        "class_names": list(parts["training"].class_names),
+        "examples": {name: len(parts[name]) if name in parts else 0 for name in ("training", "validation", "test")},
+        "hyperparameters": {**planned.settings.model_dump(), "backbone": planned.handle},
+        "hyperparameter_sources": dict(planned.sources),
+        "metrics": dict(figures),
+        "history": fitted.history,
+        "best_epoch": fitted.best_epoch,
+        "head": fitted.head,
+        "warnings": warnings,
+        "job": {
+            "parent_model": parent,
+            "name": planned.name,
+            "arn": planned.arn,
+            "training_seconds": None,
+            "model_artifact": str(artifact),
+            "report": str(planned.destination.data / "report.html"),
+        },
+        "versions": export.versions(),
+    }
+
+
+def account(
+    parts: Mapping[str, Examples],
+    passes: Passes,
+    chosen: dict[str, Any],
+    fitted: training.Fitted,
+    settings: Hyperparameters,
+) -> dict[str, Any]:
+    """Returns what the report says of the passes through the backbone: how many, and in which precision."""
+    way = Way(chosen["features"] or "float32", bool(chosen.get("scaled_decoding")))
+    calls, checks = passes.calls(way)
+    if not settings.train_only_top_layer:  # Its epochs read every example.
+        calls = len({example.digest for part in parts.values() for example in part.items})
+        chosen = {**chosen, "fine_tuning": fitted.precision}
+    return {
+        "backbone_calls": calls,
+        "gate_calls": checks,
+        "precision": chosen,
+        "feature_cache": {"place": str(passes.place.folder) if passes.place.folder else None, "reused": passes.reused},
+    }
