@@ -6,7 +6,7 @@ READY = $(VENV)/.ready
 COMPILER = $(shell command -v cc || command -v gcc)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test unit lint types docs check soak clean
+.PHONY: help install demo test unit lint types docs check soak bench clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 10
@@ -44,6 +44,10 @@ check: lint types ## lint, types, generated docs current, all tests: what CI run
 
 soak: $(READY) ## run the long proofs
 	$(BIN)/python -m pytest -m soak
+
+bench: $(READY) ## measure against stock Keras, TF-Hub and scikit-learn, side by side (DATA=, TEXTS= folders)
+	$(BIN)/python -m pip install --quiet -r benchmarks/requirements.txt
+	$(BIN)/python benchmarks/run.py $(if $(DATA),--data $(DATA)) $(if $(TEXTS),--texts $(TEXTS)) $(ARGS)
 
 clean: ## remove the virtual environment and what tools left behind
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

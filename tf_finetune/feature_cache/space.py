@@ -26,7 +26,7 @@ from tf_finetune.feature_cache import ABOUT, ASIDE, Place
 
 log = logging.getLogger(__name__)
 
-SHARD_BYTES = 16 * 2**20
+SHARD_BYTES = 4 * 2**20
 KEY_BYTES = 32
 VERDICT = "verdict-"
 

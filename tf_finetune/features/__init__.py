@@ -6,6 +6,7 @@ Dimension letters: B batch, D features, K classes, N examples, V views of each e
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -68,8 +69,13 @@ def source(examples: Examples, load: Load, views: int = 1) -> Source:
 
 def of_features(raw: Source, features: np.ndarray) -> Source:
     """Returns the same examples, read as their features: float32 [V x N, D]."""
-    rows = tf.constant(features)
-    return dataclasses.replace(raw, load=lambda index, seed: tf.gather(rows, index), rows=features)
+
+    @functools.cache
+    def rows() -> tf.Tensor:
+        with tf.init_scope():  # Not in the graph of whoever asks first.
+            return tf.constant(features)
+
+    return dataclasses.replace(raw, load=lambda index, seed: tf.gather(rows(), index), rows=features)
 
 
 def outputs(
