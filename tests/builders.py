@@ -25,6 +25,13 @@ def write_class_folders(folder: Path, per_class: int = 10, colours=None, random_
     return folder
 
 
+def paint_right_half(photo: Path, shade: int) -> None:
+    """Makes the right half of a photo grey, of a shade in [0, 255]."""
+    pixels = np.array(Image.open(photo))
+    pixels[:, pixels.shape[1] // 2 :] = shade
+    Image.fromarray(pixels).save(photo)
+
+
 def save_mean_backbone(folder: Path, image_size: int | None = None) -> Path:
     """Saves a backbone without variables: features are the mean red, green and blue of [0, 1] pixels."""
     import tensorflow as tf
@@ -109,6 +116,20 @@ def save_reusable(folder: Path, call, *traces, spec=None, **attributes) -> Path:
     for trace in traces or ({},):
         saved.__call__.get_concrete_function(spec or tf.TensorSpec([None, None, None, 3]), **trace)
     tf.saved_model.save(saved, str(folder))
+    return folder
+
+
+def change_weights(folder: Path) -> Path:
+    """Adds 1 to the first weight of a SavedModel, and leaves all its other files as they are."""
+    import tensorflow as tf
+
+    prefix = str(folder / "variables" / "variables")
+    reader = tf.train.load_checkpoint(prefix)
+    values = {name: reader.get_tensor(name) for name in sorted(reader.get_variable_to_shape_map())}
+    changed = next(name for name, value in values.items() if getattr(value, "dtype", None) == np.float32)
+    values[changed] = values[changed] + 1
+    tensors = [tf.constant(value) for value in values.values()]
+    tf.raw_ops.SaveV2(prefix=prefix, tensor_names=list(values), shape_and_slices=[""] * len(values), tensors=tensors)
     return folder
 
 
@@ -245,7 +266,16 @@ def make_classifier(folder: Path, settings, strategy=None, num_classes: int = 3)
         return classifier.build(body, body.feature_size(8), num_classes, settings)
 
 
-def train(folder: Path, examples, validation, settings, strategy=None, num_classes: int = 3, progress=None):
+def train(
+    folder: Path,
+    examples,
+    validation,
+    settings,
+    strategy=None,
+    num_classes: int = 3,
+    progress=None,
+    precisions=("float32",),
+):
     """Returns the classifier that training.fit trained on a SavedModel, and what it gave.
 
     Args:
@@ -256,13 +286,14 @@ def train(folder: Path, examples, validation, settings, strategy=None, num_class
         strategy: One replica by default.
         num_classes: K.
         progress: As training.fit's.
+        precisions: As training.fit's.
     """
     from tf_finetune import devices, training
 
     strategy = strategy or devices.strategy(1)
     devices.make_deterministic(settings.random_seed)
     model = make_classifier(folder, settings, strategy, num_classes)
-    return model, training.fit(model, examples, validation, settings, strategy, progress)
+    return model, training.fit(model, examples, validation, settings, strategy, progress, precisions)
 
 
 def head_weights(model) -> list[np.ndarray]:

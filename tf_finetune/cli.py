@@ -7,6 +7,7 @@ during a job), 2 our own fault (a traceback).
 from __future__ import annotations
 
 import argparse
+import atexit
 import io
 import json
 import logging
@@ -60,6 +61,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         traceback.print_exc()
         last = f"{type(error).__name__}: {error}".splitlines()[0]
         return _failed(f"Internal error, not your fault: {last}. Please report it with the traceback.", 2, in_job)
+
+
+def run() -> NoReturn:
+    """Runs one command as the whole process."""
+    code = main()
+    if "tensorflow" in sys.modules:  # Which takes a second or two to be taken down, for nothing.
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _failed(message: str, code: int, in_job: bool) -> int:
@@ -352,4 +364,4 @@ def _start_log() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

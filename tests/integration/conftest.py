@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,10 @@ from tests import builders
 from tf_finetune import devices  # Before TensorFlow: it keeps its start-up noise back.
 
 import tensorflow as tf  # isort: skip
+
+from tf_finetune import export  # isort: skip
+from tf_finetune.pipeline import proof  # isort: skip
+from tf_finetune.report import page  # isort: skip
 
 CPU = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(CPU, [tf.config.LogicalDeviceConfiguration()] * 2)
@@ -57,6 +62,25 @@ def convolution_backbone(saved: Path) -> Path:
 @pytest.fixture(scope="session")
 def statistics_backbone(saved: Path) -> Path:
     return builders.save_statistics_backbone(saved / "statistics")
+
+
+@pytest.fixture
+def without_export(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs write an empty archive, unproved, and an empty page: most of a small job's seconds."""
+
+    def export_nothing(process: object, staged: Path, *rest: object) -> dict:
+        (staged / "model.tar.gz").touch()
+        return {"examples": 0, "largest_difference": 0.0, "accelerator_difference": None}
+
+    monkeypatch.setattr(proof, "export_and_prove", export_nothing)
+    monkeypatch.setattr(export, "fresh_process", contextlib.nullcontext)
+    monkeypatch.setattr(page, "render", lambda record: "")
+
+
+@pytest.fixture(scope="session")
+def bert_pair(saved: Path) -> tuple[Path, Path]:
+    """The folders of an encoder whose features tell the classes of test_bert, and of its preprocessing."""
+    return builders.save_bert_pair(saved / "bert", seed=1)
 
 
 @pytest.fixture(scope="session")

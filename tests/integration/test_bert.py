@@ -22,8 +22,8 @@ INPUTS = {"input_word_ids", "input_mask", "input_type_ids"}
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory):
-    return builders.save_bert_pair(tmp_path_factory.mktemp("bert"), seed=1)  # Whose features tell the classes.
+def pair(bert_pair):
+    return bert_pair
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +112,17 @@ def test_max_sequence_length_is_the_packed_length(given, length, pair):
     assert {name: value.shape.as_list() for name, value in packed.items()} == {name: [2, length] for name in INPUTS}
     assert packed["input_mask"].numpy().sum(axis=1).tolist() == [length, 3]
     assert body(tf.constant(["good " * 600])).shape == [1, 8]
+
+
+def test_short_texts_are_not_padded_to_the_longest_allowed(pair):
+    body = backbones.Backbone(pair[0], "text", preprocessor=pair[1], max_sequence_length=64)
+    short, longer = "good film", "the film was bad . " * 5
+    for texts, length in ((short, 16), (longer, 32), (" ".join(["good"] * 14), 16), (" ".join(["good"] * 15), 32)):
+        assert body.pack(tf.constant([texts]))["input_word_ids"].shape == [1, length]
+    alone, beside = body(tf.constant([short])), body(tf.constant([short, longer * 3]))
+    np.testing.assert_allclose(alone[0], beside[0], atol=1e-6)
+    padded = body.interface.call(body.loaded_preprocessor(tf.constant([short])), False)["pooled_output"]
+    np.testing.assert_allclose(alone, padded, atol=1e-6)
 
 
 def test_a_preprocessing_of_one_length_refuses_another(fixed_pair):

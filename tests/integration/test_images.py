@@ -133,7 +133,8 @@ def test_fine_stripes_do_not_turn_into_a_pattern(tmp_path):
 def test_the_exported_graph_prepares_photos_as_training_does(tmp_path):
     """Bit for bit, in every interpolation, from files of several formats and sizes in one batch."""
     channel = tmp_path / "photos"
-    for name, size in (("a/1.jpg", 77), ("a/2.png", 33), ("b/3.gif", 20), ("b/4.bmp", 90), ("b/5.webp", 41)):
+    sizes = {"a/1.jpg": 77, "a/2.png": 33, "b/3.gif": 20, "b/4.bmp": 90, "b/5.webp": 41, "b/6.jpg": 457}
+    for name, size in sizes.items():
         (channel / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(picture(size)).save(channel / name)
     part = examples.folders.read(channel)
@@ -154,6 +155,176 @@ def test_the_exported_graph_prepares_photos_as_training_does(tmp_path):
         load = loaders[method]
         trained = np.stack(list(indices.map(lambda index, load=load: load(index, [0, 0])).as_numpy_iterator()))
         np.testing.assert_array_equal(served[method](bytes_inputs=contents)["pixels"], trained)
+
+
+# Scaled decoding, at a target of 16 pixels.
+
+SMALL = Preprocessing(16, (0.0, 255.0), "bilinear")
+SCALABLE = [method for method in METHODS if method not in ("nearest", "area")]
+
+
+def photo_of(width: int, height: int) -> Image.Image:
+    """Returns a colourful photo: smooth, with a little noise as cameras have."""
+    pixels = np.asarray(Image.fromarray(picture(64)).resize((width, height), Image.Resampling.BICUBIC), np.float32)
+    pixels = 20 + 0.8 * pixels + np.random.default_rng(0).normal(0, 4, [height, width, 3])
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+def jpeg_of(folder: Path, width: int, height: int, mode: str = "RGB", **options) -> bytes:
+    return bytes_of(photo_of(width, height).convert(mode), folder, f"{width}x{height}.jpg", quality=90, **options)
+
+
+def both(contents: list[bytes], preprocessing: Preprocessing = SMALL) -> tuple[np.ndarray, np.ndarray]:
+    """Returns float32 [N, H, W, 3] twice: as training reads photos with scaling, and in full. Made in a graph."""
+    photos = tf.data.Dataset.from_tensor_slices(contents)
+    scaled, full = (
+        np.stack(list(photos.map(lambda c, way=way: images.prepare(c, preprocessing, scaled=way)).as_numpy_iterator()))
+        for way in (True, False)
+    )
+    return scaled, full
+
+
+def ratios_of(contents: list[bytes], preprocessing: Preprocessing = SMALL) -> list[int]:
+    ratios = tf.data.Dataset.from_tensor_slices(contents).map(lambda content: images.ratio(content, preprocessing))
+    assert (ratios.element_spec.dtype, ratios.element_spec.shape.as_list()) == (tf.int32, [])
+    return [int(ratio) for ratio in ratios.as_numpy_iterator()]
+
+
+@pytest.mark.parametrize("is_tall", [False, True])
+def test_a_jpeg_is_decoded_at_the_smallest_scale_that_is_large_enough(tmp_path, is_tall):
+    """1.75 times the target, on the shorter side."""
+    expected = {16: 1, 55: 1, 56: 2, 111: 2, 112: 4, 223: 4, 224: 8, 600: 8}
+    contents = [jpeg_of(tmp_path, *((short, 640) if is_tall else (640, short))) for short in expected]
+    assert ratios_of(contents) == list(expected.values())
+    scaled, _ = both(contents)
+    for (short, ratio), content, pixels in zip(expected.items(), contents, scaled, strict=True):
+        reduced = tf.io.decode_jpeg(content, channels=3, ratio=ratio, dct_method="INTEGER_ACCURATE")
+        if ratio > 1 and short % ratio == 0:
+            np.testing.assert_allclose(pixels, tf.image.resize(reduced, [16, 16], antialias=True), atol=PIXEL)
+
+
+def test_a_margin_that_is_no_whole_number_is_rounded_up(tmp_path):
+    """52.5 pixels are needed."""
+    contents = [jpeg_of(tmp_path, side, side) for side in (52, 53)]
+    assert ratios_of(contents, Preprocessing(15, (0.0, 1.0), "bilinear")) == [1, 2]
+
+
+@pytest.mark.parametrize("method", SCALABLE)
+def test_scaled_decoding_is_close_to_full_decoding(tmp_path, method):
+    """Neither stretched where the sides are no multiples of the scale, nor tinted."""
+    sides = {(120, 80): 2, (113, 119): 4, (225, 231): 8, (449, 233): 8}
+    preprocessing = Preprocessing(16, (0.0, 255.0), method)
+    for subsampling in ("4:4:4", "4:2:0"):
+        contents = [jpeg_of(tmp_path, *size, subsampling=subsampling) for size in sides]
+        assert ratios_of(contents, preprocessing) == list(sides.values())
+        scaled, full = both(contents, preprocessing)
+        for one, other in zip(scaled, full, strict=True):
+            assert 0 < np.abs(one - other).max() < 4
+            np.testing.assert_allclose(one.mean(axis=(0, 1)), other.mean(axis=(0, 1)), atol=0.25)
+
+
+def test_every_kind_of_jpeg_can_be_scaled(tmp_path):
+    contents = [
+        jpeg_of(tmp_path, 240, 300, "L"),
+        jpeg_of(tmp_path, 240, 300, "CMYK"),
+        jpeg_of(tmp_path, 240, 300, progressive=True),
+    ]
+    assert ratios_of(contents) == [8, 8, 8]
+    scaled, full = both(contents)
+    for one, other in zip(scaled, full, strict=True):
+        assert 0 < np.abs(one - other).max() < 4
+    np.testing.assert_array_equal(scaled[0, ..., 0], scaled[0, ..., 2])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_all_but_large_jpegs_are_prepared_alike_with_and_without_scaling(tmp_path, method):
+    """Bit for bit, and as TensorFlow's own decoder and resizing do it from floats."""
+    photo = photo_of(300, 260)
+    contents = [bytes_of(photo.convert("P"), tmp_path, "a.gif")]
+    contents += [bytes_of(photo, tmp_path, name) for name in ("a.png", "a.bmp", "a.webp")]
+    contents += [jpeg_of(tmp_path, side, side) for side in (9, 16, 40, 55)]
+    preprocessing = Preprocessing(16, (-1.0, 1.0), method)
+    assert ratios_of(contents, preprocessing) == [1] * len(contents)
+    scaled, full = both(contents, preprocessing)
+    np.testing.assert_array_equal(scaled, full)
+    for content, given in zip(contents, full, strict=True):
+        pixels = tf.cast(tf.io.decode_image(content, channels=3, expand_animations=False), tf.float32)
+        antialias = pixels.shape[0] * pixels.shape[1] >= 32**2
+        expected = tf.image.resize(pixels, [16, 16], method=method, antialias=antialias) * (2.0 / 255.0) - 1.0
+        np.testing.assert_array_equal(given, expected)
+
+
+@pytest.mark.parametrize("method", ["nearest", "area"])
+def test_where_scaling_would_change_too_much_a_photo_is_decoded_in_full(tmp_path, method):
+    content = jpeg_of(tmp_path, 301, 299)
+    preprocessing = Preprocessing(16, (0.0, 255.0), method)
+    assert ratios_of([content], preprocessing) == [1]
+    scaled, full = both([content], preprocessing)
+    np.testing.assert_array_equal(scaled, full)
+    pixels = tf.io.decode_image(content, channels=3)
+    np.testing.assert_allclose(full[0], tf.image.resize(pixels, [16, 16], method=method, antialias=True), atol=PIXEL)
+
+
+def test_a_tall_narrow_photo_is_not_scaled_below_its_short_side(tmp_path):
+    narrow = [jpeg_of(tmp_path, width, height) for width, height in ((40, 2000), (2000, 40))]
+    assert ratios_of([*narrow, jpeg_of(tmp_path, 60, 2000)]) == [1, 1, 2]
+    np.testing.assert_array_equal(*both(narrow))
+
+
+def test_the_exported_graph_never_scales(tmp_path):
+    contents = [jpeg_of(tmp_path, 300, 260), jpeg_of(tmp_path, 61, 73)]
+    _, prepared = images.serving_inputs(SMALL)
+    served = tf.function(prepared)(tf.constant(contents)).numpy()
+    scaled, full = both(contents)
+    np.testing.assert_array_equal(served, full)
+    assert (np.abs(served - scaled).max(axis=(1, 2, 3)) > PIXEL).all()
+
+
+def test_a_loader_scales_only_where_it_is_told_to(tmp_path):
+    channel = tmp_path / "photos"
+    for name in "ab":
+        (channel / name).mkdir(parents=True)
+        jpeg_of(channel / name, 300, 260)
+    part, first, seed = examples.folders.read(channel), tf.constant(0, tf.int64), tf.constant([1, 2])
+    scaled, full = both([(channel / "a" / "300x260.jpg").read_bytes()])
+    for options, expected in (({}, full), ({"scaled": False}, full), ({"scaled": True}, scaled)):
+        np.testing.assert_array_equal(images.loader(part, SMALL, **options)(first, seed), expected[0])
+    strong = settings("horizontal_and_vertical", 0.5, 0.5)
+    distortions = [images.loader(part, SMALL, strong, scaled)(first, seed).numpy() for scaled in (False, True)]
+    assert 0 < np.abs(distortions[0] - distortions[1]).max() < 4
+
+
+@pytest.mark.parametrize("share", [0.5, 0.005], ids=["half of it", "a piece of its header"])
+def test_a_broken_photo_that_would_be_scaled_is_named(tmp_path, share):
+    content = jpeg_of(tmp_path, 300, 260)
+    for name in "ab":
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        (tmp_path / "photos" / name / "whole.jpg").write_bytes(content)
+    broken = tmp_path / "photos" / "b" / "broken.jpg"
+    broken.write_bytes(content[: int(len(content) * share)])
+    part = examples.folders.read(tmp_path / "photos")
+    load = images.loader(part, SMALL, scaled=True)
+    photos = tf.data.Dataset.range(len(part)).map(lambda index: load(index, [0, 0]))
+    with (
+        pytest.raises(DataError, match="1 of 3 files cannot be decoded as photos") as raised,
+        images.explaining_failures([part], SMALL),
+    ):
+        list(photos)
+    assert str(broken) in str(raised.value)
+
+
+def test_features_of_scaled_photos_are_those_of_photos_decoded_in_full(real_data, tmp_path):
+    """A real network, real photos enlarged to just beyond each margin, to sides that no scale divides."""
+    network = tf.saved_model.load(real_data / "backbones" / "mobilenet_v1_025_128_feature_vector")
+    preprocessing, contents = Preprocessing(128, (0.0, 1.0), "bilinear"), []
+    for path in sorted((real_data / "images" / "flowers-400").glob("*/*.jpg"))[::50]:
+        photo, short = Image.open(path), (451, 899, 1795)[len(contents) % 3]
+        sides = [round(side * short / min(photo.size)) for side in photo.size]
+        contents.append(bytes_of(photo.resize(sides, Image.Resampling.BICUBIC), tmp_path, path.name, quality=90))
+    assert ratios_of(contents, preprocessing) == [2, 4, 8, 2, 4, 8, 2, 4]
+    scaled, full = (network(tf.constant(pixels)).numpy() for pixels in both(contents, preprocessing))
+    cosines = (scaled * full).sum(axis=1) / np.linalg.norm(scaled, axis=1) / np.linalg.norm(full, axis=1)
+    assert cosines.min() > 0.995
 
 
 # Photos that cannot be read.

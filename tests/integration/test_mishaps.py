@@ -15,7 +15,7 @@ import tensorflow as tf
 
 import tf_finetune
 from tests import builders
-from tf_finetune import devices, export, features, results, text_ops
+from tf_finetune import devices, export, results, text_ops
 from tf_finetune.backbone import Backbone
 from tf_finetune.errors import BackboneError, ExportError, HyperparameterError, TrainingError
 from tf_finetune.job import Destination
@@ -27,14 +27,14 @@ def photos(tmp_path_factory):
 
 
 def test_weights_spoilt_by_the_very_last_step_stop_the_job(tmp_path, photos, mean_backbone):
-    settings = {"backbone": str(mean_backbone), "epochs": 1, "beta_1": 1.0}
+    settings = {"backbone": str(mean_backbone), "optimizer": "adam", "epochs": 1, "beta_1": 1.0}
     with pytest.raises(TrainingError, match=r"weights became NaN or infinite in epoch 1\. Lower learning_rate"):
         tf_finetune.train(photos, tmp_path / "out", "job", **settings)
     assert not (tmp_path / "out").exists()
 
 
 def test_a_missing_epsilon_is_named_as_the_cure(tmp_path, photos, mean_backbone):
-    settings = {"backbone": str(mean_backbone), "epochs": 1, "epsilon": 0, "beta_1": 1.0}
+    settings = {"backbone": str(mean_backbone), "optimizer": "adam", "epochs": 1, "epsilon": 0, "beta_1": 1.0}
     with pytest.raises(TrainingError, match="Give epsilon its default"):
         tf_finetune.train(photos, tmp_path / "out", "job", **settings)
 
@@ -122,7 +122,7 @@ def test_the_gate_finds_packages_where_this_process_does(tmp_path, monkeypatch):
 
 def test_a_job_that_is_stopped_says_so_and_leaves_nothing(tmp_path, photos, mean_backbone):
     command = [sys.executable, "-m", "tf_finetune.cli", "train", "--training", str(photos), "--epochs", "100000"]
-    command += ["--backbone", str(mean_backbone), "--output", str(tmp_path / "out")]
+    command += ["--backbone", str(mean_backbone), "--output", str(tmp_path / "out"), "--optimizer", "adam"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         for line in process.stderr:
             if line.startswith("epoch 2"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -33,7 +34,8 @@ def photos(tmp_path_factory):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, backbone, photos):
     output = tmp_path_factory.mktemp("results")
-    record = tf_finetune.train(photos, output, "colours", test=photos, backbone=str(backbone), **SETTINGS)
+    given = {"test": photos, "backbone": str(backbone), "cache_dir": tmp_path_factory.mktemp("features")}
+    record = tf_finetune.train(photos, output, "colours", **given, **SETTINGS)
     return record, output / "colours" / "output"
 
 
@@ -47,6 +49,21 @@ def test_flat_colours_are_learnt_and_told_by_the_archive(trained, photos):
         answer = model.predict(photos / name / "0.png")[0]
         assert answer["predicted_label"] == name
         assert sum(answer["probabilities"]) == pytest.approx(1, abs=1e-5)
+
+
+def test_by_default_the_head_is_solved_and_the_history_has_one_entry(tmp_path, backbone, photos):
+    record = tf_finetune.train(photos, tmp_path, "solved", backbone=str(backbone), cache_dir="none", epochs=7)
+    assert record["metrics"]["validation"]["accuracy"] == 1.0
+    (entry,) = record["history"]
+    assert (entry["epoch"], record["best_epoch"], entry["learning_rate"]) == (1, 1, None)
+    figures = record["metrics"]["validation"]
+    assert [entry["val_loss"], entry["val_accuracy"]] == pytest.approx([figures["loss"], figures["accuracy"]])
+    assert (record["hyperparameters"]["optimizer"], record["head"]["method"]) == ("auto", "L-BFGS")
+    assert record["head"]["l2"] in [tried["l2"] for tried in record["head"]["path"]]
+    assert record["warnings"][0].startswith("epochs has no effect: optimizer=auto solves the head")
+    assert record["seconds"]["fine_tuning"] == 0 < record["seconds"]["head"]
+    model = tf_finetune.load(tmp_path / "solved" / "output" / "model.tar.gz")
+    assert model.predict(photos / "magenta" / "3.png")[0]["predicted_label"] == "magenta"
 
 
 def test_random_colours_do_not_pass_min_accuracy_and_nothing_is_exported(tmp_path, backbone):
@@ -92,7 +109,7 @@ def test_report_json_holds_what_the_contract_says(trained):
     written = json.loads((place / "data" / "report.json").read_text())
     assert written == json.loads(json.dumps(record))
     needed = {"task", "backbone", "class_names", "examples", "hyperparameters", "metrics", "history", "seconds"}
-    assert needed | {"backbone_calls", "gate_calls", "job", "versions"} <= set(written)
+    assert needed | {"backbone_calls", "gate_calls", "precision", "feature_cache", "job", "versions"} <= set(written)
     assert set(written["metrics"]) == {"validation", "test"}
     per_part = {"accuracy", "loss", "macro_f1", "per_class", "confusion_matrix", "calibration_error"}
     assert per_part <= set(written["metrics"]["test"])
@@ -159,7 +176,8 @@ def test_same_seed_same_weights_bit_for_bit_whatever_the_files_are_called(traine
         target = renamed / file.parent.name / f"x{99 - int(file.stem)}.png"
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(file.read_bytes())
-    record = tf_finetune.train(renamed, tmp_path, "again", test=renamed, backbone=str(backbone), **SETTINGS)
+    given = {"test": renamed, "backbone": str(backbone), "cache_dir": "none"}
+    record = tf_finetune.train(renamed, tmp_path, "again", **given, **SETTINGS)
     first, second = trained[1] / "model.tar.gz", tmp_path / "again" / "output" / "model.tar.gz"
     with tarfile.open(first) as one, tarfile.open(second) as other:
         assert one.getnames() == other.getnames()
@@ -193,6 +211,7 @@ def test_replicas_train_to_the_same_report_in_processes_of_their_own(tmp_path, p
         command = [sys.executable, "-m", "tf_finetune.cli", "train", "--training", str(photos), "--replicas", replicas]
         command += ["--backbone", str(backbone), "--train-only-top-layer", "False", "--augmentation", "--epochs", "3"]
         command += ["--learning-rate", "0.05", "--batch-size", "7", "--output", str(tmp_path), "--model-name", replicas]
+        command += ["--optimizer", "adam"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         report = json.loads((tmp_path / replicas / "output/data/report.json").read_text())
@@ -202,13 +221,19 @@ def test_replicas_train_to_the_same_report_in_processes_of_their_own(tmp_path, p
     assert losses[0][-1][0] < losses[0][0][0]
 
 
-def test_train_says_nothing_but_its_own_lines(tmp_path, backbone, photos):
+@pytest.mark.parametrize("optimizer", ["auto", "adam"])
+def test_train_says_nothing_but_its_own_lines(tmp_path, backbone, photos, optimizer):
     command = [sys.executable, "-m", "tf_finetune.cli", "train", "--training", str(photos), "--epochs", "1"]
     command += ["--backbone", str(backbone), "--output", str(tmp_path), "--model-name", "quiet", "--momentum", "0.5"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = subprocess.run([*command, "--optimizer", optimizer], capture_output=True, text=True, check=True)
     lines = done.stderr.splitlines()
-    assert [line.split(" ")[0] for line in lines] == ["backbone", "momentum", "data:", "pixel", "epoch", "proving"]
-    assert "momentum has no effect: optimizer is adam" in lines[1]
+    told = ["backbone", *(["epochs"] * (optimizer == "auto")), "momentum", "data:", "pixel", "training"]
+    told += [*(["the"] * (optimizer == "auto")), "epoch", "proving"]
+    assert [line.split(" ")[0] for line in lines] == told
+    assert f"momentum has no effect: optimizer is {optimizer}" in done.stderr
+    assert ("learning_rate: 0.001" in done.stderr) == (optimizer == "adam")
+    for definition in tf_finetune.METRIC_DEFINITIONS:
+        assert sum(bool(re.search(definition["Regex"], line)) for line in lines) == 1
     assert [line.split(":")[0] for line in done.stdout.splitlines()] == ["validation accuracy", "archive", "report"]
 
 
@@ -237,6 +262,10 @@ def test_predict_command_answers_one_json_object_a_line(trained, photos, tmp_pat
     assert {answer["predicted_label"] for answer in answers} == {"cyan"}
     assert set(answers[0]) == {"input", "predicted_label", "probabilities"}
     assert done.stderr == ""
+    environment = {**os.environ, "TMPDIR": str(tmp_path / "scratch")}
+    (tmp_path / "scratch").mkdir()
+    subprocess.run([*command, str(photos / "cyan" / "0.png")], env=environment, capture_output=True, check=True)
+    assert not list((tmp_path / "scratch").iterdir())  # What was unpacked there is gone, although the exit is quick.
     (tmp_path / "empty").mkdir()
     for name, message in (("text.jpg", "not a photo that can be decoded"), ("empty", "holds no photos")):
         wrong = subprocess.run([*command, str(tmp_path / name)], capture_output=True, text=True, check=False)

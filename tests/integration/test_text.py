@@ -44,7 +44,7 @@ class AtEachEpoch(logging.Handler):
 logging.getLogger("tf_finetune").addHandler(AtEachEpoch())
 logging.getLogger("tf_finetune").setLevel(logging.INFO)
 given = {"backbone": str(backbone), "train_only_top_layer": False, "epochs": 4, "batch_size": 4000, "dropout_rate": 0,
-         "validation_split_ratio": 0.02}
+         "validation_split_ratio": 0.02, "optimizer": "adam"}
 record = pipeline.run(job.plan({"training": folder}, given, output=folder / ".." / "out"))
 print(json.dumps({"examples": record["examples"], "resident": resident}))
 """
@@ -183,7 +183,7 @@ def test_predict_says_which_input_is_not_utf_8(archive, tmp_path):
 
 def test_same_seed_same_weights_bit_for_bit_whatever_the_order_of_rows(trained, archive, tmp_path, backbone, rows):
     data = builders.write_csv(tmp_path / "reversed", rows[::-1])
-    record = tf_finetune.train(data, tmp_path, "again", backbone=str(backbone), **SETTINGS)
+    record = tf_finetune.train(data, tmp_path, "again", backbone=str(backbone), cache_dir="none", **SETTINGS)
     assert weights_in(tmp_path / "again" / "output" / "model.tar.gz") == weights_in(archive)
     assert record["history"] == trained[0]["history"]
 
@@ -201,6 +201,22 @@ def test_two_replicas_train_a_backbone_as_one_does(tmp_path, backbone, data):
     ]
     np.testing.assert_allclose(losses[0], losses[1], atol=1e-4)
     assert losses[0][-1][0] < losses[0][0][0]
+
+
+@pytest.mark.parametrize("settings", [{}, {"optimizer": "sgd", "epochs": 2}, {**WHOLE, "epochs": 2}], ids=str)
+def test_two_replicas_give_the_head_that_one_gives(tmp_path, backbone, data, settings, without_export):
+    """Solved, trained on features, and as the start of fine-tuning; each by passes of its own."""
+    records = [
+        tf_finetune.train(
+            data, tmp_path, "job", backbone=str(backbone), replicas=count, test=data, cache_dir="none", **settings
+        )
+        for count in (1, 2)
+    ]
+    np.testing.assert_allclose(losses_of(records[0]), losses_of(records[1]), atol=1e-4)
+    for part in ("validation", "test"):
+        losses = [record["metrics"][part]["loss"] for record in records]
+        assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+    assert records[0]["backbone_calls"] == records[1]["backbone_calls"] == 74
 
 
 def test_numbers_keep_their_names_through_all_channels(tmp_path, backbone):
@@ -333,8 +349,7 @@ def test_minilm_static_64_is_a_backbone_for_texts(real_data, tmp_path):
     words = {"food": ["bread", "soup", "cheese", "an apple"], "animals": ["a dog", "cats", "the horse", "a cow"]}
     rows = [(name, f"{word} {end}") for name in words for word in words[name] for end in ("here", "now", "today")]
     data = builders.write_csv(tmp_path / "texts", rows)
-    settings = {"epochs": 20, "learning_rate": 0.05, "batch_size": 8}
-    record = tf_finetune.train(data, tmp_path / "out", "x", backbone=str(folder), test=data, **settings)
+    record = tf_finetune.train(data, tmp_path / "out", "x", backbone=str(folder), test=data)
     assert record["metrics"]["test"]["accuracy"] > 0.9
     assert description_in(tmp_path / "out" / "x" / "output" / "model.tar.gz")["custom_ops"] == []
 

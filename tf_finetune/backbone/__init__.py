@@ -154,7 +154,7 @@ class Backbone(keras.layers.Layer):
             )
         path = Path(self.preprocessor)
         self.loaded_preprocessor = interface.load_saved_model(path)
-        self.pack = interface.make_packer(self.loaded_preprocessor, path, self.max_sequence_length)
+        self.pack = interface.make_packer(self.loaded_preprocessor, path, self.max_sequence_length, self.interface)
 
     def _adopt_variables(self) -> None:
         """Makes the SavedModel's variables this layer's weights: the very variables, not copies of them."""

@@ -17,6 +17,8 @@ from tf_finetune.errors import BackboneError, listed
 
 # What TF-Hub's BERT encoders take: https://www.tensorflow.org/hub/common_saved_model_apis/text
 BERT_INPUTS = frozenset({"input_word_ids", "input_mask", "input_type_ids"})
+SPECIAL_TOKENS = 2  # [CLS] and [SEP].
+LENGTH_STEP = 16  # Packed lengths are multiples of it, so that few shapes occur.
 TENSOR = "tensor"  # Stands for "training is passed as a bool tensor" among the values True, False and None.
 WAYS_OUT = "Expected a TF2 SavedModel in TF-Hub's format, that is a folder with saved_model.pb and variables/"
 
@@ -222,36 +224,54 @@ def _captured(loaded: Any, interface: Interface) -> list[tf.Variable]:
     return [variable for function in loaded.__call__.concrete_functions for variable in function.variables]
 
 
-def make_packer(loaded: Any, path: Path, max_sequence_length: int | None) -> Callable[[tf.Tensor], Any]:
+def make_packer(
+    loaded: Any, path: Path, max_sequence_length: int | None, encoder: Interface
+) -> Callable[[tf.Tensor], Any]:
     """Returns the function from texts, string [B], to a BERT-like encoder's inputs, int32 [B, tokens] each.
+
+    Where both SavedModels can, tokens are as many as the longest text of the batch has, not max_sequence_length, so
+    that nothing is computed for padding. Padding is masked: an encoder's answers do not depend on it beyond rounding.
 
     Args:
         loaded: A preprocessing SavedModel; with `tokenize` and `bert_pack_inputs` it can make any length.
         path: Where it came from.
         max_sequence_length: Tokens; None for what the SavedModel does by itself.
+        encoder: The encoder that takes them.
 
     Raises:
         BackboneError: It is no preprocessor, or has one length only and another is wanted.
     """
     can_pack = all(hasattr(loaded, name) for name in ("tokenize", "bert_pack_inputs"))
-    if not can_pack and not _makes_tokens(loaded):
+    default = _default_length(loaded)
+    if not can_pack and default is None:
         raise BackboneError(
             f"preprocessor {path} does not make tokens from texts. Expected a SavedModel of TF-Hub's BERT "
             "preprocessing interface, such as bert_en_uncased_preprocess."
         )
-    if max_sequence_length is None:
-        return loaded
-    if not can_pack:
+    if not can_pack and max_sequence_length is not None:
         raise BackboneError(
             f"preprocessor {path} has one sequence length only: it lacks tokenize and bert_pack_inputs. Received: "
             f"max_sequence_length={max_sequence_length}. Leave it unset."
         )
-    length = tf.constant(max_sequence_length, tf.int32)
-    return lambda texts: loaded.bert_pack_inputs([loaded.tokenize(texts)], length)
+    most = max_sequence_length or default
+    if not can_pack or not most:
+        return loaded
+    fixed = any(spec.shape.rank is None or spec.shape[1] is not None for spec in encoder.input_spec.values())
+
+    def pack(texts: tf.Tensor) -> Any:
+        tokens = loaded.tokenize(texts)
+        if fixed:
+            return loaded.bert_pack_inputs([tokens], tf.constant(most, tf.int32))
+        words = tokens.merge_dims(1, -1) if tokens.ragged_rank > 1 else tokens
+        needed = tf.cast(tf.reduce_max(words.row_lengths()), tf.int32) + SPECIAL_TOKENS
+        length = tf.minimum(-(-needed // LENGTH_STEP) * LENGTH_STEP, most)
+        return loaded.bert_pack_inputs([tokens], length)
+
+    return pack
 
 
-def _makes_tokens(loaded: Any) -> bool:
-    """Returns whether a SavedModel can be called with texts and gives what BERT-like encoders take."""
+def _default_length(loaded: Any) -> int | None:
+    """Returns how many tokens a preprocessor makes of a text by itself, 0 where that is open; None if it is none."""
 
     @tf.function(autograph=False)
     def make(texts: tf.Tensor) -> Any:
@@ -260,5 +280,7 @@ def _makes_tokens(loaded: Any) -> bool:
     try:
         outputs = make.get_concrete_function(tf.TensorSpec([None], tf.string)).structured_outputs
     except (TypeError, ValueError):  # It cannot be called, or not with texts.
-        return False
-    return isinstance(outputs, dict) and set(outputs) == BERT_INPUTS
+        return None
+    if not isinstance(outputs, dict) or set(outputs) != BERT_INPUTS:
+        return None
+    return outputs["input_word_ids"].shape[1] or 0

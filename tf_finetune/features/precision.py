@@ -160,5 +160,6 @@ def _cosines(reference: np.ndarray, tried: np.ndarray) -> np.ndarray:
     one, other = reference.astype(np.float64), tried.astype(np.float64)
     norms = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
     same = (one == other).all(axis=1)  # Both may be all zeros.
-    cosines = np.where(same, 1.0, (one * other).sum(axis=1) / np.where(norms > 0, norms, 1.0))
+    with np.errstate(invalid="ignore", over="ignore"):
+        cosines = np.where(same, 1.0, (one * other).sum(axis=1) / np.where(norms > 0, norms, 1.0))
     return np.where(np.isfinite(cosines), cosines, 0.0)

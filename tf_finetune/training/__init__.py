@@ -158,10 +158,8 @@ def solve(model: Classifier, training: Source, settings: Hyperparameters, progre
     model.head.kernel.assign(solved.kernel)
     model.head.bias.assign(solved.bias)
     _check_weights(model, 1, settings)
-    found = (
-        f"L2 {solved.l2:.3g} of {len(solved.path)} by {solved.folds}-fold" if solved.folds else f"L2 {solved.l2:.3g}"
-    )
-    log.info("the head was solved by L-BFGS: %s, %d iterations", found, solved.iterations)
+    chosen = f", the best of {len(solved.path)} in {solved.folds} folds" * bool(solved.folds)
+    log.info("the head was solved by L-BFGS: L2 strength %.3g%s; %d iterations", solved.l2, chosen, solved.iterations)
     return {
         "method": "L-BFGS",
         "l2": solved.l2,

@@ -1,39 +1,33 @@
 """The head of a frozen backbone at its optimum: multinomial logistic regression, its L2 strength by cross-validation.
 
-The objective is the weighted mean cross-entropy plus l2 / 2 times the squared norm of the kernel, on standardised
-features; the bias is free. L-BFGS works in the principal axes of the features, scaled so that all have about the same
-curvature, and on the heads of all folds at once: one wide product of matrices a step.
+The objective is the weighted mean cross-entropy plus l2 / 2 times the squared norm of the kernel on centred and scaled
+features; the bias is free. L-BFGS fits the heads of all folds at once: one wide product of matrices a step.
 
-Dimension letters: A axes, D features, F folds (or heads), K classes, N rows of features.
+Dimension letters: B rows of a block, C coordinates, D features, F folds (or heads), K classes, N rows of features.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import logging
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-log = logging.getLogger(__name__)
-
 FOLDS = 5
-STRENGTHS = tuple(float(strength) for strength in np.geomspace(30, 3e-6, 20))  # From strong to weak.
+STRENGTHS = tuple(float(strength) for strength in np.geomspace(300, 3e-6, 20))  # From strong to weak.
 DEFAULT_STRENGTH = 0.3  # Where there is too little to cross-validate.
-PATIENCE = 3  # Strengths in a row without a better held-out loss, after which the path ends.
-PATH_TOLERANCE = 1e-3  # Of a gradient's norm to that at zero weights.
-TOLERANCE = 1e-5
-MOST_STEPS = 1000  # Of L-BFGS for one strength.
-MEMORY = 10  # Steps that L-BFGS remembers.
-MOST_ROWS = 20_000  # That cross-validation looks at.
-MOST_AXES = 2048  # Of which principal ones are sought: their search takes the cube.
-MOST_PARAMETERS = 2**19  # Of the heads that are fitted at once; L-BFGS holds some 25 times as many numbers.
-ONE_THREAD = 2**30  # Multiplications in a product of matrices from which several threads are worth it.
-BLOCK = 2**22  # Numbers that are computed at a time.
-MOST_SPREAD = 10.0  # Of a standardised feature, and 1 / MOST_SPREAD the least.
-LEAST_SPREAD = 1e-5  # Of a feature against its mean; float32 cannot tell less from a constant.
+MARGIN = 0.0  # Share of the held-out loss by which a weaker strength must be better.
+PATIENCE = 3  # Strengths in a row that are not better, after which the path ends.
+PATH_TOLERANCE, TOLERANCE = 1e-3, 1e-5  # Of a gradient's norm to that at zero weights, on the path and at the end.
+BAND = (0.1, 3.0)  # Of a feature's deviation to the median one's: within it, features keep their scales.
+LEAST_SPREAD = 1e-5  # Of a feature's deviation to its mean; float32 cannot tell less from a constant.
 ABSENT = -20.0  # Bias of a class without examples: a probability of at most e^-20.
+MOST_ROWS = 20_000  # That cross-validation looks at.
+MOST_STEPS, MEMORY = 1000, 10  # Of L-BFGS for one strength, and those that it remembers.
+MOST_PARAMETERS = 2**19  # Of heads that are fitted at once; L-BFGS holds some 25 times as many numbers.
+BLOCK = 2**20  # Numbers that are computed at a time.
+ONE_THREAD = 5e9  # Multiplications of one product up to which one thread is best: OpenBLAS's wait by spinning.
 
 Progress = Callable[[str, int, int], None]
 
@@ -61,44 +55,20 @@ class Solved:
 
 
 @dataclasses.dataclass(frozen=True)
-class Tried:
-    """One strength of the path.
-
-    Attributes:
-        l2: The strength.
-        loss: The mean held-out cross-entropy in nats.
-        accuracy: Held out, in [0, 1].
-        gradients: float64 [F]. The norm of each head's gradient over its norm at zero weights.
-        iterations: Of L-BFGS.
-    """
-
-    l2: float
-    loss: float
-    accuracy: float
-    gradients: np.ndarray
-    iterations: int
-
-
-@dataclasses.dataclass(frozen=True)
 class Basis:
-    """Rows of features and the coordinates in which heads are fitted to them.
+    """Rows of features, and the coordinates in which heads are fitted to them.
 
     Attributes:
-        rows: float32 [N, D], the features as they are; or float64 [N, A], the coordinates of each, where there are
-            fewer rows than features.
+        rows: float32 [N, D], the features as they are; or float64 [N, C], each row's coordinates along `axes`.
         mean: float64 [D]. Of each feature.
-        deviation: float64 [D]. What each feature is divided by, infinite where it is constant.
-        axes: [D, A]. Orthonormal directions in the standardised features; None for those of the features.
-        variances: float64 [A]. Of the standardised features along each axis.
-        is_span: Whether rows are coordinates.
+        unit: float64 [D]. What each feature is divided by; infinite where it is constant.
+        axes: float64 [D, C], orthonormal directions that span the centred and scaled rows; None for the features' own.
     """
 
     rows: np.ndarray
     mean: np.ndarray
-    deviation: np.ndarray
-    axes: np.ndarray | None
-    variances: np.ndarray
-    is_span: bool
+    unit: np.ndarray
+    axes: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +76,7 @@ class Heads:
     """Heads that are fitted at once.
 
     Attributes:
-        basis: The rows, and the coordinates of the heads.
+        basis: The rows and the coordinates.
         labels: int [N], in [0, K).
         shares: [F, N]. The weight of each row in each head's mean, which sums to 1; 0 where it is held out.
         num_classes: K.
@@ -118,28 +88,32 @@ class Heads:
     num_classes: int
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """K, F, A + 1: the shape of parameters, whose last along A is the bias."""
-        return self.num_classes, len(self.shares), len(self.basis.variances) + 1
+    def zero(self) -> np.ndarray:
+        """Parameters to begin with: float64 [K, F, C + 1], the bias last."""
+        return np.zeros([self.num_classes, len(self.shares), self.basis.rows.shape[1] + 1])
 
 
 @dataclasses.dataclass(frozen=True)
 class Path:
-    """Strengths as cross-validation saw them.
+    """Strengths as cross-validation saw them; empty where there was too little for one.
 
     Attributes:
-        tried: From strong to weak; nothing where there was too little to cross-validate.
-        folds: F; 0 then.
-        basis: Of the rows that it looked at.
-        start: float64 [K, 1, A + 1]. The mean of the heads of the best strength; None where there is none.
-        is_whole: Whether it looked at all rows.
+        tried: As `Solved.path`.
+        l2: The best of them.
+        start: float64 [K, 1, C + 1]. The mean of its heads; None where there is none.
+        basis: What they were fitted to.
+        gradients: For each strength float64 [F], the norm of each head's gradient over that at zero weights.
+        folds: F.
+        iterations: Of L-BFGS.
     """
 
-    tried: list[Tried]
-    folds: int
-    basis: Basis
+    tried: list[dict[str, float]]
+    l2: float
     start: np.ndarray | None
-    is_whole: bool
+    basis: Basis
+    gradients: list[np.ndarray]
+    folds: int
+    iterations: int
 
 
 def solve(
@@ -151,43 +125,30 @@ def solve(
     is_binary: bool = False,
     progress: Progress | None = None,
 ) -> Solved:
-    """Returns the head that fits all rows best, at the strength whose heads fitted the rows held out best.
+    """Returns the head that fits all rows best, at the strength that fits held-out rows best.
 
     Args:
         features: float32 [N, D], finite.
         labels: int [N], in [0, K).
         num_classes: K. Classes without rows get a probability of about 0.
-        weights: float [N], positive: how much each row counts. Even by default.
+        weights: float [N], positive: how much each row counts; by default evenly.
         groups: int64 [N]. Rows of one group, such as views of one example, are held out together; by default each row
             is one.
         is_binary: Whether one unit stands for the two classes.
         progress: Told the stage, the strengths done and all.
     """
-    with _threads(FOLDS * num_classes * features.size):
-        return _solve(features, labels, num_classes, weights, groups, is_binary, progress)
-
-
-def _solve(
-    features: np.ndarray,
-    labels: np.ndarray,
-    num_classes: int,
-    weights: np.ndarray | None,
-    groups: np.ndarray | None,
-    is_binary: bool,
-    progress: Progress | None,
-) -> Solved:
     classes, labels = np.unique(labels, return_inverse=True)
     weights = np.ones(len(labels)) if weights is None else np.asarray(weights, np.float64)
     seen = path(features, labels, len(classes), weights, groups, progress=progress)
-    best = min(seen.tried, key=lambda one: one.loss).l2 if seen.tried else DEFAULT_STRENGTH
-    basis, start = (seen.basis, seen.start) if seen.is_whole else (make_basis(features, weights), None)
+    basis, start = seen.basis, seen.start
+    if len(basis.rows) < len(labels):
+        basis, start = make_basis(features, weights), None
     heads = Heads(basis, labels, _shares(weights[None], basis), len(classes))
-    found, _, iterations = minimise(heads, best, start, TOLERANCE)
+    found, _, steps = minimise(heads, seen.l2, heads.zero if start is None else start, TOLERANCE)
+    kernel, bias = _fold_back(basis, found[:, 0], classes, num_classes, is_binary)
     if progress:
         progress("head", len(STRENGTHS) + 1, len(STRENGTHS) + 1)
-    kernel, bias = _fold_back(basis, found[:, 0], classes, num_classes, is_binary)
-    curve = [{"l2": one.l2, "loss": one.loss, "accuracy": one.accuracy} for one in seen.tried]
-    return Solved(kernel, bias, best, curve, seen.folds, iterations + sum(one.iterations for one in seen.tried))
+    return Solved(kernel, bias, seen.l2, seen.tried, seen.folds, seen.iterations + steps)
 
 
 def path(
@@ -200,79 +161,70 @@ def path(
     stop_early: bool = True,
     progress: Progress | None = None,
 ) -> Path:
-    """Cross-validates strengths from strong to weak, each starting from the heads of the one before.
+    """Cross-validates strengths from strong to weak, each from the heads of the one before.
 
     Args:
-        features: float32 [N, D], finite.
-        labels: int [N], in [0, K).
-        num_classes: K.
-        weights: float [N], positive, as in `solve`.
-        groups: int64 [N], as in `solve`.
+        features, labels, num_classes, weights, groups, progress: As in `solve`.
         strengths: From strong to weak.
-        stop_early: Whether to end after PATIENCE strengths without a better loss.
-        progress: Told the stage, the strengths done and all, and one more for what follows.
+        stop_early: Whether to end after PATIENCE strengths that are not better.
     """
     weights = np.ones(len(labels)) if weights is None else np.asarray(weights, np.float64)
     folds, count = split(labels, np.arange(len(labels)) if groups is None else groups)
-    is_whole = bool((folds >= 0).all())
-    if not is_whole:
-        looked = np.flatnonzero(folds >= 0)
-        features, labels, weights, folds = features[looked], labels[looked], weights[looked], folds[looked]
+    if (folds < 0).any():
+        kept = np.flatnonzero(folds >= 0)
+        features, labels, weights, folds = features[kept], labels[kept], weights[kept], folds[kept]
     basis = make_basis(features, weights)
-    tried: list[Tried] = []
-    best, start = np.inf, None
-    held = np.stack([folds == fold for fold in range(count)]) if count else np.zeros([0, len(labels)], bool)
-    parts = _parts(Heads(basis, labels, _shares(np.where(held, 0, weights), basis), num_classes))
-    found: list[np.ndarray | None] = [None for _ in parts]
-    for number, l2 in enumerate(strengths if count else (), start=1):
-        results = [minimise(heads, l2, before, PATH_TOLERANCE) for heads, before in zip(parts, found, strict=True)]
-        found = [parameters for parameters, _, _ in results]
-        gradients = np.concatenate([norms for _, norms, _ in results])
-        loss, accuracy = _held_out(parts, found, held * weights)
-        tried.append(Tried(float(l2), loss, accuracy, gradients, sum(steps for _, _, steps in results)))
+    held = weights * (folds == np.arange(count)[:, None])
+    heads = Heads(basis, labels, _shares(weights - held, basis), num_classes)
+    tried: list[dict[str, float]] = []
+    gradients: list[np.ndarray] = []
+    found, start, best, iterations = heads.zero, None, -1, 0
+    for number, l2 in enumerate(strengths if count else ()):
+        found, norms, steps = minimise(heads, l2, found, PATH_TOLERANCE)
+        tried.append({"l2": float(l2), **_judge(heads, found, held)})
+        gradients.append(norms)
+        iterations += steps
         if progress:
-            progress("head", number, len(strengths) + 1)
-        if loss < best:
-            best, start = loss, np.concatenate(found, axis=1).mean(axis=1, keepdims=True)
-        if stop_early and all(one.loss > best for one in tried[-PATIENCE:]):
+            progress("head", number + 1, len(strengths) + 1)
+        if start is None or tried[-1]["loss"] < (1 - MARGIN) * tried[best]["loss"]:
+            best, start = number, found.mean(axis=1, keepdims=True)
+        if stop_early and number - best >= PATIENCE:
             break
-    return Path(tried, count, basis, start, is_whole)
+    return Path(tried, tried[best]["l2"] if tried else DEFAULT_STRENGTH, start, basis, gradients, count, iterations)
 
 
 def split(labels: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, int]:
-    """Returns the fold of each row and the number of folds F, in which each class is spread evenly.
+    """Returns the fold of each row and the number of folds F; each class is spread evenly over them.
 
-    Rows of one group share a fold. The order of the rows plays no part. A class of one group is in no fold: it is
-    always fitted to. With fewer than two other classes there are no folds.
+    Rows of one group share a fold, and the order of rows plays no part. Without two classes of two groups or more
+    there are no folds.
 
     Returns:
-        int [N]: in [0, F), F where a row is never held out, or -1 where cross-validation does without it, because there
-        are more than MOST_ROWS.
+        int [N]: in [0, F); F where a row is always fitted to, since its class has no other group; -1 where
+        cross-validation does without it, since there are more than MOST_ROWS.
 
     >>> split(np.array([0, 0, 0, 1, 1, 2]), np.array([10, 10, 11, 12, 13, 14]))
     (array([0, 0, 1, 2, 3, 4]), 4)
     """
     names, group = np.unique(groups, return_inverse=True)
-    of_group = np.full(len(names), labels.max(initial=0))
-    np.minimum.at(of_group, group, labels)
-    sizes = np.bincount(of_group)
-    order = np.argsort(of_group, kind="stable")
-    order = order[sizes[of_group[order]] > 1]
+    label = np.full(len(names), np.max(labels))
+    np.minimum.at(label, group, labels)
+    sizes = np.bincount(label)
+    order = np.argsort(label, kind="stable")
+    order = order[sizes[label[order]] > 1]
     count = min(FOLDS, len(order)) if np.count_nonzero(sizes > 1) > 1 else 0
     folds = np.full(len(names), count)
     folds[order] = np.arange(len(order)) % max(1, count)
-    rank = np.arange(len(order)) - np.searchsorted(of_group[order], of_group[order])
-    share = min(1.0, MOST_ROWS / len(labels))
-    folds[order[rank >= np.ceil(share * sizes[of_group[order]])]] = -1
+    rank = np.arange(len(order)) - np.searchsorted(label[order], label[order])
+    folds[order[rank >= np.ceil(sizes[label[order]] * min(1.0, MOST_ROWS / len(labels)))]] = -1
     return folds[group], count
 
 
 def make_basis(features: np.ndarray, weights: np.ndarray) -> Basis:
-    """Returns the coordinates in which heads on these rows are fitted.
+    """Returns the coordinates for heads on these rows: those in their span where that is much smaller.
 
-    Args:
-        features: float32 [N, D].
-        weights: float64 [N].
+    Full standardisation would blow up features that hardly ever differ from 0, of which ReLU makes many: measured on
+    photos, it costs accuracy. Features of another order than most are brought to the edge of BAND.
     """
     count, size = features.shape
     shares = weights / weights.sum()
@@ -281,136 +233,96 @@ def make_basis(features: np.ndarray, weights: np.ndarray) -> Basis:
         mean += shares[rows] @ features[rows].astype(np.float64)
     for rows in _blocks(count, size):
         variance += shares[rows] @ np.square(features[rows] - mean)
-    deviation = _divisors(np.sqrt(variance), mean)
-    if min(count, size) > MOST_AXES:
-        return Basis(features, mean, deviation, None, np.ones(size), False)
-    if count < size:
-        return _span(features, mean, deviation)
-    covariance = np.zeros([size, size], np.float32)
-    for rows in _blocks(count, size):
-        part = (features[rows] - mean.astype(np.float32)) / deviation.astype(np.float32)
-        part *= np.sqrt(shares[rows, None]).astype(np.float32)
-        covariance += part.T @ part
-    variances, axes = np.linalg.eigh(covariance)
-    return Basis(features, mean, deviation, axes, np.maximum(variances, 0).astype(np.float64), False)
-
-
-def _divisors(deviation: np.ndarray, mean: np.ndarray) -> np.ndarray:
-    """Returns what each feature is divided by: float64 [D], infinite for a feature that is constant.
-
-    One divisor for all, the median deviation, keeps what features of one network say by their spread: over 20 splits
-    of 400 photos the head is right by 1 to 2 % more often than with each feature's own deviation. A feature that is
-    more than MOST_SPREAD times wider or narrower than the median is brought back to that.
-    """
+    deviation = np.sqrt(variance)
     varies = deviation > np.maximum(LEAST_SPREAD * np.abs(mean), np.finfo(np.float32).tiny)
-    if not varies.any():
-        return np.full(len(deviation), np.inf)
-    median = np.median(deviation[varies])
-    spread = np.clip(deviation / median, 1 / MOST_SPREAD, MOST_SPREAD)
-    return np.where(varies, deviation / spread, np.inf)
+    middle = np.median(deviation[varies]) if varies.any() else 1.0
+    unit = np.full(size, np.inf)
+    unit[varies] = deviation[varies] / np.clip(deviation[varies] / middle, *BAND)
+    return _span(features, mean, unit) if 2 * count <= size else Basis(features, mean, unit)
 
 
-def _span(features: np.ndarray, mean: np.ndarray, deviation: np.ndarray) -> Basis:
-    """Returns the coordinates of fewer rows than features in their span, where the best head must lie."""
+def _span(features: np.ndarray, mean: np.ndarray, unit: np.ndarray) -> Basis:
+    """Returns coordinates in the span of the rows, where the best head lies."""
     count, size = features.shape
-
-    def standardised(columns: slice) -> np.ndarray:
-        return (features[:, columns] - mean[columns]) / deviation[columns]
-
-    products = np.zeros([count, count])
+    products, axes = np.zeros([count, count]), np.empty([size, count])
     for columns in _blocks(size, count):
-        part = standardised(columns)
-        products += part @ part.T
+        axes[columns] = ((features[:, columns] - mean[columns]) / unit[columns]).T
+        products += axes[columns].T @ axes[columns]
     squares, turn = np.linalg.eigh(products)
-    is_real = squares > 1e-10 * squares[-1]
-    squares, turn = squares[is_real], turn[:, is_real]
-    axes = np.empty([size, len(squares)])
-    for columns in _blocks(size, count):
-        axes[columns] = standardised(columns).T @ (turn / np.sqrt(squares))
-    return Basis(turn * np.sqrt(squares), mean, deviation, axes, squares / count, True)
+    real = squares > 1e-10 * squares[-1]
+    lengths, turn = np.sqrt(squares[real]), turn[:, real]
+    return Basis(turn * lengths, mean, unit, axes @ (turn / lengths))
 
 
-def minimise(heads: Heads, l2: float, start: np.ndarray | None, tolerance: float) -> tuple[np.ndarray, np.ndarray, int]:
-    """Fits heads by L-BFGS until each one's gradient is small enough, or does not get smaller.
+def minimise(heads: Heads, l2: float, start: np.ndarray, tolerance: float) -> tuple[np.ndarray, np.ndarray, int]:
+    """Fits heads by L-BFGS until each gradient is small, or gets no smaller.
 
     Args:
         heads: What is fitted.
         l2: The strength.
-        start: float64 [K, F, A + 1], or None for zero.
+        start: float64 [K, F, C + 1], the bias last.
         tolerance: Of each gradient's norm to that at zero weights.
 
     Returns:
-        float64 [K, F, A + 1], the parameters; float64 [F], the norm of each gradient to that at zero; the steps.
+        float64 [K, F, C + 1], the parameters; float64 [F], the norm of each gradient over that at zero; the steps.
     """
     from scipy import optimize
 
-    zero = np.zeros(heads.shape)
-    reference = _norms(_objective(heads, zero, l2)[1])
-    # The Hessian at zero is variance / K + l2 along each axis, on what matters: differences between classes.
-    scale = 1 / np.sqrt(np.append(heads.basis.variances / heads.num_classes + l2, 1 / heads.num_classes))
-    found = zero if start is None else start
-    norms, steps = reference, 0
-    latest = reference
+    if start.size > MOST_PARAMETERS and len(heads.shares) > 1:
+        each = [
+            minimise(dataclasses.replace(heads, shares=heads.shares[[fold]]), l2, start[:, [fold]], tolerance)
+            for fold in range(len(heads.shares))
+        ]
+        parameters, norms, steps = zip(*each, strict=True)
+        return np.concatenate(parameters, axis=1), np.concatenate(norms), sum(steps)
+    at_zero = np.maximum(_norms(_objective(heads, heads.zero, l2)[1]), np.finfo(np.float64).tiny)
+    latest = reached = at_zero
+    found, count = start, 0
 
-    def evaluate(scaled: np.ndarray) -> tuple[float, np.ndarray]:
+    def evaluate(flat: np.ndarray) -> tuple[float, np.ndarray]:
         nonlocal latest
-        loss, gradient = _objective(heads, scaled.reshape(heads.shape) * scale, l2)
+        loss, gradient = _objective(heads, flat.reshape(start.shape), l2)
         latest = _norms(gradient)
-        return loss, (gradient * scale).ravel()
+        return loss, gradient.ravel()
 
-    def look(scaled: np.ndarray) -> None:
-        nonlocal found, norms, steps
-        found, norms, steps = scaled.reshape(heads.shape) * scale, latest, steps + 1
-        if (norms <= tolerance * reference).all():
+    def look(flat: np.ndarray) -> None:
+        nonlocal found, reached, count
+        found, reached, count = flat.reshape(start.shape).copy(), latest, count + 1
+        if (reached <= tolerance * at_zero).all():
             raise StopIteration
 
     options = {"maxiter": MOST_STEPS, "maxcor": MEMORY, "gtol": 0.0, "ftol": 0.0}
-    with contextlib.suppress(StopIteration):  # Which scipy before 1.11 does not take for an end.
-        optimize.minimize(
-            evaluate, (found / scale).ravel(), jac=True, method="L-BFGS-B", callback=look, options=options
-        )
-    return found, norms / np.maximum(reference, np.finfo(np.float64).tiny), steps
-
-
-def _threads(count: int) -> contextlib.AbstractContextManager[object]:
-    """Keeps products of up to ONE_THREAD multiplications on one thread.
-
-    Several wait for each other busily: on a busy machine that takes many times as long as one thread alone.
-    """
-    from threadpoolctl import threadpool_limits
-
-    return threadpool_limits(1, user_api="blas") if count < ONE_THREAD else contextlib.nullcontext()
+    with contextlib.suppress(StopIteration):  # Before scipy 1.11 it passes through.
+        optimize.minimize(evaluate, start.ravel(), jac=True, method="L-BFGS-B", callback=look, options=options)
+    return found, reached / at_zero, count
 
 
 def _objective(heads: Heads, parameters: np.ndarray, l2: float) -> tuple[float, np.ndarray]:
-    """Returns the sum of all heads' objectives, and its gradient: float64 [K, F, A + 1]."""
-    basis, count = heads.basis, parameters.shape[0] * parameters.shape[1]
+    """Returns the sum of all heads' objectives, and its gradient: float64 [K, F, C + 1]."""
+    basis, count = heads.basis, parameters[..., 0].size
     loss = l2 / 2 * float(np.square(parameters[..., :-1]).sum())
     slopes, pulls = np.zeros([count, basis.rows.shape[1]]), np.zeros(count)
-    for rows, probabilities, losses in _forward(heads, parameters):
-        shares = heads.shares[:, rows]
-        loss += float(np.vdot(losses.astype(np.float64), shares))
-        probabilities[heads.labels[rows], :, np.arange(losses.shape[1])] -= 1
-        probabilities *= shares
-        slopes += probabilities.reshape(count, -1) @ basis.rows[rows]
-        pulls += probabilities.reshape(count, -1).sum(axis=1)
-    if not basis.is_span:
-        slopes = (slopes - pulls[:, None] * basis.mean) / basis.deviation
-        slopes = slopes if basis.axes is None else slopes.astype(np.float32) @ basis.axes
+    for rows, answers, losses in _forward(heads, parameters):
+        loss += float(np.vdot(losses.astype(np.float64), heads.shares[:, rows]))
+        answers[heads.labels[rows], :, np.arange(losses.shape[1])] -= 1
+        errors = (answers * heads.shares[:, rows]).reshape(count, -1)
+        slopes += errors @ basis.rows[rows]
+        pulls += errors.sum(axis=1)
+    if basis.axes is None:
+        slopes = (slopes - pulls[:, None] * basis.mean) / basis.unit
     gradient = np.concatenate([slopes, pulls[:, None]], axis=1).reshape(parameters.shape)
     gradient[..., :-1] += l2 * parameters[..., :-1]
     return loss, gradient
 
 
 def _forward(heads: Heads, parameters: np.ndarray) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
-    """Gives block by block: the rows, their probabilities [K, F, B] and their losses [F, B] in nats."""
-    basis, count = heads.basis, parameters.shape[0] * parameters.shape[1]
-    kernel, bias = parameters[..., :-1].reshape(count, -1), parameters[..., -1].ravel()
-    if not basis.is_span:
-        kernel, bias = _plain(basis, kernel, bias)
-    kernel, bias = kernel.astype(basis.rows.dtype), bias.astype(basis.rows.dtype)
-    for rows in _blocks(len(basis.rows), count):
-        logits = (kernel @ basis.rows[rows].T + bias[:, None]).reshape(*parameters.shape[:2], -1)
+    """Gives block by block: which rows, their probabilities [K, F, B] and their losses [F, B] in nats."""
+    basis, kernel, bias = heads.basis, parameters[..., :-1].reshape(-1, parameters.shape[2] - 1), parameters[..., -1]
+    if basis.axes is None:
+        kernel, bias = _plain(basis, kernel, bias.ravel())
+    bias = bias.reshape(-1, 1).astype(basis.rows.dtype)
+    for rows in _blocks(len(basis.rows), len(kernel)):
+        logits = (kernel @ basis.rows[rows].T + bias).reshape(*parameters.shape[:2], -1)
         logits -= logits.max(axis=0)
         of_truth = logits[heads.labels[rows], :, np.arange(logits.shape[2])].T
         np.exp(logits, out=logits)
@@ -419,43 +331,32 @@ def _forward(heads: Heads, parameters: np.ndarray) -> Iterator[tuple[slice, np.n
         yield rows, logits, np.log(total) - of_truth
 
 
-def _held_out(parts: Sequence[Heads], found: Sequence[np.ndarray], weights: np.ndarray) -> tuple[float, float]:
-    """Returns the mean loss in nats and the accuracy over the rows held out; weights: [F, N], 0 where fitted to."""
-    loss, hits, first = 0.0, 0.0, 0
-    for heads, parameters in zip(parts, found, strict=True):
-        mine = weights[first : first + len(heads.shares)]
-        first += len(mine)
-        for rows, probabilities, losses in _forward(heads, parameters):
-            loss += float(np.vdot(losses.astype(np.float64), mine[:, rows]))
-            hits += float(mine[:, rows][probabilities.argmax(axis=0) == heads.labels[rows]].sum())
-    return loss / float(weights.sum()), hits / float(weights.sum())
+def _judge(heads: Heads, parameters: np.ndarray, held: np.ndarray) -> dict[str, float]:
+    """Returns mean loss in nats and accuracy over held-out rows; held: [F, N], their weights, 0 where fitted to."""
+    loss = hits = 0.0
+    for rows, answers, losses in _forward(heads, parameters):
+        loss += float(np.vdot(losses.astype(np.float64), held[:, rows]))
+        hits += float(np.vdot(answers.argmax(axis=0) == heads.labels[rows], held[:, rows]))
+    return {"loss": loss / float(held.sum()), "accuracy": hits / float(held.sum())}
 
 
 def _plain(basis: Basis, kernel: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns heads, [H, A] and [H], as float32 [H, D] and float64 [H] on features that are not standardised."""
-    kernel = kernel if basis.axes is None else kernel.astype(basis.axes.dtype) @ basis.axes.T
-    kernel = (kernel / basis.deviation).astype(np.float32)
+    """Returns heads, [H, C] and [H], as float32 [H, D] and float64 [H] on the features as they are."""
+    kernel = kernel if basis.axes is None else kernel @ basis.axes.T
+    kernel = (kernel / basis.unit).astype(np.float32)
     return kernel, bias - kernel @ basis.mean
 
 
 def _fold_back(
     basis: Basis, parameters: np.ndarray, classes: np.ndarray, num_classes: int, is_binary: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns kernel and bias as a head holds them, from the parameters of the classes that have rows."""
-    everything = np.zeros([num_classes, parameters.shape[1]])
-    everything[:, -1] = ABSENT
-    everything[classes] = parameters
-    if is_binary:
-        everything = everything[1:] - everything[:1]
-    kernel, bias = _plain(basis, everything[:, :-1], everything[:, -1])
+    """Returns kernel and bias as a head holds them, from the parameters [K', C + 1] of the classes that have rows."""
+    every = np.zeros([num_classes, parameters.shape[1]])
+    every[:, -1] = ABSENT
+    every[classes] = parameters
+    every = every[1:] - every[:1] if is_binary else every
+    kernel, bias = _plain(basis, every[:, :-1], every[:, -1])
     return np.ascontiguousarray(kernel.T), bias.astype(np.float32)
-
-
-def _parts(heads: Heads) -> list[Heads]:
-    """Returns the heads in as many parts as memory asks for."""
-    number = -(-int(np.prod(heads.shape)) // MOST_PARAMETERS)
-    shares = np.array_split(heads.shares, max(1, min(number, len(heads.shares))))
-    return [dataclasses.replace(heads, shares=part) for part in shares]
 
 
 def _shares(weights: np.ndarray, basis: Basis) -> np.ndarray:
@@ -468,6 +369,6 @@ def _norms(gradient: np.ndarray) -> np.ndarray:
 
 
 def _blocks(count: int, size: int) -> Iterator[slice]:
-    """Gives slices of `count` rows of `size` numbers, each of about BLOCK numbers."""
+    """Gives slices of `count` rows of `size` numbers, of about BLOCK numbers each."""
     step = max(1, BLOCK // max(1, size))
     return (slice(first, first + step) for first in range(0, count, step))
