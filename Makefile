@@ -45,9 +45,9 @@ check: lint types ## lint, types, generated docs current, all tests: what CI run
 soak: $(READY) ## run the long proofs
 	$(BIN)/python -m pytest -m soak
 
-bench: $(READY) ## measure against stock Keras, TF-Hub and scikit-learn, side by side (DATA=, TEXTS= folders)
+bench: $(READY) ## measure against stock Keras, TF-Hub and scikit-learn, side by side (DATA=, TEXTS= folders, ONLY= sections)
 	$(BIN)/python -m pip install --quiet -r benchmarks/requirements.txt
-	$(BIN)/python benchmarks/run.py $(if $(DATA),--data $(DATA)) $(if $(TEXTS),--texts $(TEXTS)) $(ARGS)
+	$(BIN)/python benchmarks/run.py $(if $(DATA),--data $(DATA)) $(if $(TEXTS),--texts $(TEXTS)) $(if $(ONLY),--only $(ONLY)) $(ARGS)
 
 clean: ## remove the virtual environment and what tools left behind
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -10,10 +10,12 @@ import tensorflow as tf
 from PIL import Image
 
 from tests import builders
-from tf_finetune import examples, images, job, pipeline
+from tf_finetune import backbone, examples, images, job, pipeline
 from tf_finetune.errors import DataError
 from tf_finetune.hyperparameters import choices
 from tf_finetune.images import Preprocessing
+from tf_finetune.pipeline import inputs
+from tf_finetune.report.stopwatch import Stopwatch
 
 METHODS = choices("image_resize_interpolation")
 PIXEL = 1e-4  # Of 255, in float32.
@@ -94,7 +96,7 @@ def test_the_first_frame_of_an_animation_is_taken(tmp_path):
 
 @pytest.mark.parametrize("way", ["0,1", "-1,1", "0,255"])
 def test_black_and_white_become_the_ends_of_the_pixel_range(tmp_path, way, mean_backbone):
-    body = pipeline.backbone.Backbone(mean_backbone)
+    body = backbone.Backbone(mean_backbone)
     low, high = (float(end) for end in way.split(","))
     task = plan(mean_backbone, tmp_path, pixel_range=way, image_size=16, image_resize_interpolation="area")
     preprocessing = builders.preprocessing_of(task, body)
@@ -492,22 +494,45 @@ def write_sides(channel: Path, count: int = 12) -> Path:
     return channel
 
 
-def test_training_photos_are_augmented_and_validation_photos_never(tmp_path, halves_backbone):
-    write_sides(tmp_path / "photos")
+def read_sides(backbone: Path, folder: Path, **given):
+    """Returns the parts of photos of two sides, flipped at random in training, and how the pipeline reads them."""
+    write_sides(folder / "photos")
     only = {"augmentation_random_rotation": 0.0, "augmentation_random_zoom": 0.0}
-    task = plan(halves_backbone, tmp_path, augmentation=True, augmentation_random_flip="horizontal", **only)
-    parts = pipeline.read_parts(task)
-    model, preprocessing = pipeline.build_model(task, images, 2)
-    read = pipeline.read_sources(parts, images, preprocessing, model, tf.distribute.get_strategy(), task.settings, None)
+    task = plan(backbone, folder, augmentation=True, augmentation_random_flip="horizontal", **only, **given)
+    parts = inputs.read_parts(task)
+    model, preprocessing = inputs.build_model(task, images, 2)
+    watch, strategy = Stopwatch(), tf.distribute.get_strategy()
+    passes = inputs.make_passes(task, model, preprocessing, len(parts["training"]), strategy, watch, None)
+    return parts, model, inputs.read_sources(parts, images, preprocessing, passes, task.settings)
+
+
+def test_training_photos_are_augmented_and_validation_photos_never(tmp_path, halves_backbone):
+    parts, _, read = read_sides(halves_backbone, tmp_path, augmentation_views=9)
+    views = read.sources["training"].rows.reshape(9, len(parts["training"]), 2).argmax(axis=2)
+    assert read.sources["training"].views == 9
+    assert all(set(views[:, example]) == {0, 1} for example in range(3))
+    assert read.sources["validation"].rows.argmax(axis=1).tolist() == parts["validation"].labels
+
+
+def test_photos_of_a_whole_network_are_augmented_anew_and_validation_photos_never(tmp_path, convolution_backbone):
+    parts, model, read = read_sides(convolution_backbone, tmp_path, train_only_top_layer=False, optimizer="adam")
     seeds = [tf.constant([0, seed]) for seed in range(40)]
-    brighter = [model.backbone(read["training"].load(0, seed)[tf.newaxis]).numpy().argmax() for seed in seeds]
-    assert set(brighter) == {0, 1}
-    for index, label in enumerate(parts["validation"].labels):
-        rows = {tuple(read["validation"].load(index, seed).numpy()) for seed in seeds[:5]}
-        assert [np.argmax(row) for row in rows] == [label]
+    rows = {tuple(model.backbone(read.sources["training"].load(0, seed)[tf.newaxis])[0].numpy()) for seed in seeds}
+    assert len(rows) == 2
+    for index in range(len(parts["validation"])):
+        assert len({read.sources["validation"].load(index, seed).numpy().tobytes() for seed in seeds[:5]}) == 1
 
 
 def test_an_extreme_zoom_leaves_something_to_see():
     results = distorted(picture(), settings(zoom=-1.0), SEEDS[:100])
     assert np.isfinite(results).all()
     assert min(np.ptp(result) for result in results) > 5
+
+
+def test_a_few_photos_tell_whether_scaling_matters(tmp_path):
+    small, large = jpeg_of(tmp_path, 40, 40), jpeg_of(tmp_path, 400, 400)
+    for number, contents in enumerate(([small, small], [small, large])):
+        folder = builders.write_files(tmp_path / str(number), {"a/1.jpg": contents[0], "b/2.jpg": contents[1]})
+        assert images.can_scale(examples.read("image", folder), Preprocessing(16, (0.0, 1.0), "bilinear")) == (
+            number == 1
+        )

@@ -397,3 +397,38 @@ def test_importing_the_page_imports_neither_matplotlib_nor_jinja2() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+HEAD = {
+    "method": "L-BFGS",
+    "l2": 0.1,
+    "folds": 5,
+    "iterations": 1234,
+    "path": [{"l2": 1.0, "loss": 0.9, "accuracy": 0.5}, {"l2": 0.1, "loss": 0.4, "accuracy": 0.8}],
+}
+
+
+def test_a_head_that_was_solved_shows_its_strengths_and_no_epochs():
+    shown = page.render({**record(), "head": HEAD, "history": record()["history"][:1]})
+    assert "Held-out loss over the L2 strengths" in shown
+    assert "of 2 that were tried" in shown
+    assert "in 1,234 iterations" in shown
+    assert "Learning curves" not in shown
+    assert "Learning curves" in page.render({**record(), "head": HEAD})
+    assert "The head" not in page.render({**record(), "head": None})
+
+
+def test_a_head_without_a_path_has_no_curve():
+    shown = page.render({**record(), "head": {**HEAD, "folds": 0, "path": []}})
+    assert "too few training examples to try others" in shown
+    assert "Held-out loss" not in shown
+    assert pictures.strength_curve(None) is None
+
+
+def test_the_precision_is_told_with_its_reason():
+    told = {"features": "bfloat16", "reason": "agrees <b>", "median_cosine": 0.9991, "least_cosine": 0.985}
+    shown = page.render({**record(), "precision": told, "feature_cache": {"place": "x", "reused": 4321}})
+    assert "computed in bfloat16: agrees &lt;b&gt;." in shown
+    assert "0.9991 in the middle, 0.9850 at least" in shown
+    assert "4,321 were known from earlier" in shown
+    assert "computed in" not in page.render({**record(), "precision": {"features": None}})

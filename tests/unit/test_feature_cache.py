@@ -190,6 +190,12 @@ def of_another_size(content: bytes) -> bytes:
     return made.getvalue()
 
 
+def of_two_dimensions(content: bytes) -> bytes:
+    made = io.BytesIO()
+    np.save(made, np.load(io.BytesIO(content)).reshape(2, 5))
+    return made.getvalue()
+
+
 HEAD = 128  # Bytes of NumPy's header.
 DAMAGE = {
     "cut in half": lambda content: content[: len(content) // 2],
@@ -204,6 +210,7 @@ DAMAGE = {
     "a pickle": lambda content: b"\x80\x04K\x01." + content,
     "a zip": lambda content: b"PK\x03\x04" + content,
     "of another size": of_another_size,
+    "of another shape": of_two_dimensions,
 }
 
 

@@ -1,0 +1,1 @@
+"""What is measured, section by section: which contenders run side by side, and which figures come of it."""

@@ -1,0 +1,56 @@
+"""Photos through a frozen backbone: ours with an empty and a filled cache, the bare pass, the recipes of others."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import figures
+import measuring
+from bench import Bench, Contender
+from figures import Figure, at_least, at_most
+from measuring import AGAIN, KERAS, OURS, Run, fit, seconds
+
+HUB, TORCH = "hub.KerasLayer", "torch"
+
+
+def measure(bench: Bench) -> tuple[list[Run], list[Figure]]:
+    """Returns the runs of all contenders and the figures of them."""
+    job = bench.job("image")
+    runs = measuring.side_by_side(_contenders(bench, job), bench.repeats, bench.left_out)
+    bench.clear_caches()
+    line = partial(figures.ratio, "frozen", runs)
+    bare = "bare pass, " + next(
+        (run["precision"]["features"] for run in runs if run["contender"] == OURS and run["precision"]), "float32"
+    )
+    found = line(f"our reading, features and head / {bare}", (OURS, fit), (bare, _pass), at_most(1.25))
+    found += line("stock Keras: fit / our reading, features and head", (KERAS, fit), (OURS, fit), at_least(6))
+    found += line("stock Keras: script / our whole command", (KERAS, seconds), (OURS, seconds), at_least(2))
+    found += line("features in a second run / in the first", (AGAIN, _features), (OURS, _features), at_most(0.05))
+    found += line("our whole command in a second run / in the first", (AGAIN, seconds), (OURS, seconds))
+    for other in (HUB, TORCH):
+        found += line(f"{other}: fit / our reading, features and head", (other, fit), (OURS, fit))
+        found += line(f"{other}: script / our whole command", (other, seconds), (OURS, seconds))
+    return runs, found
+
+
+def _contenders(bench: Bench, job: dict[str, Any]) -> dict[str, Contender]:
+    contenders = bench.ours_twice(job)
+    for precision in bench.precisions:
+        contenders[f"bare pass, {precision}"] = bench.other("bare_pass", job, precision=precision)
+    contenders[KERAS] = bench.other("stock_keras", job)
+    if bench.is_installed("tf_keras") and bench.is_installed("tensorflow_hub"):
+        contenders[HUB] = bench.other("hub_layer", job)
+    if not job["torch_weights"]:
+        bench.left_out[TORCH] = f"{job['name']} is not written for torch here"
+    elif bench.is_installed("torch"):
+        contenders[TORCH] = bench.other("torch_loop", job)
+    return contenders
+
+
+def _pass(run: Run) -> float:
+    return run["pass"]
+
+
+def _features(run: Run) -> float:
+    return run["stages"]["features"]

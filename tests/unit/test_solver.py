@@ -1,0 +1,216 @@
+"""The head's solver against scikit-learn, and what must not change its answer."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+
+from tf_finetune.training import solver
+
+CLOSE = 2e-3
+
+
+def clusters(count: int, size: int = 12, num_classes: int = 3, spread: float = 1.5, seed: int = 0):
+    """Returns float32 [N, D] and int [N]: overlapping clouds, so that no strength fits all."""
+    generator = np.random.default_rng(seed)
+    labels = np.arange(count) % num_classes
+    centres = generator.normal(0, 1, [num_classes, size])
+    return (centres[labels] + generator.normal(0, spread, [count, size])).astype(np.float32), labels
+
+
+def answers(solved: solver.Solved, features: np.ndarray) -> np.ndarray:
+    """Returns float64 [N, K]: probabilities of a head, those of one unit as [1 - p, p]."""
+    logits = features.astype(np.float64) @ solved.kernel + solved.bias
+    if logits.shape[1] == 1:
+        logits = np.concatenate([np.zeros_like(logits), logits], axis=1)
+    logits -= logits.max(axis=1, keepdims=True)
+    return np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+
+
+def reference(features, labels, l2: float, weights=None) -> np.ndarray:
+    """Returns scikit-learn's probabilities at the same optimum, which it finds on features scaled as ours are."""
+    weights = np.ones(len(labels)) if weights is None else np.asarray(weights, np.float64)
+    basis = solver.make_basis(features, weights)
+    scaled = (features - basis.mean) / basis.unit
+    model = LogisticRegression(C=1 / (l2 * weights.sum()), tol=1e-8, max_iter=5000)
+    return model.fit(scaled, labels, sample_weight=weights).predict_proba(scaled)
+
+
+@pytest.mark.parametrize(("count", "size"), [(120, 12), (30, 100)], ids=["more rows", "more features"])
+def test_the_head_is_scikit_learns_optimum(count, size):
+    features, labels = clusters(count, size)
+    solved = solver.solve(features, labels, 3)
+    np.testing.assert_allclose(answers(solved, features), reference(features, labels, solved.l2), atol=CLOSE)
+
+
+def test_the_strength_is_the_one_that_held_out_rows_like_best():
+    features, labels = clusters(150)
+    solved = solver.solve(features, labels, 3)
+    losses = {step["l2"]: step["loss"] for step in solved.path}
+    assert solved.l2 == min(losses, key=losses.get)
+    assert list(losses) == sorted(losses, reverse=True)
+    assert solved.folds == solver.FOLDS
+    assert all(0 <= step["accuracy"] <= 1 for step in solved.path)
+    ends = [next(iter(losses)), list(losses)[-1]]
+    assert solved.l2 not in ends
+
+
+def test_a_path_that_only_gets_worse_is_left():
+    features, labels = clusters(150)
+    whole = solver.path(features, labels, 3, stop_early=False)
+    stopped = solver.path(features, labels, 3)
+    assert len(whole.tried) == len(solver.STRENGTHS)
+    assert len(stopped.tried) == 1 + solver.PATIENCE + [one["l2"] for one in stopped.tried].index(stopped.l2)
+    assert len(stopped.tried) < len(whole.tried)
+    assert stopped.l2 == whole.l2
+
+
+def test_each_head_of_the_path_is_solved():
+    features, labels = clusters(200, 30)
+    seen = solver.path(features, labels, 3, stop_early=False)
+    assert np.max(seen.gradients) <= solver.PATH_TOLERANCE
+    assert np.shape(seen.gradients) == (len(solver.STRENGTHS), solver.FOLDS)
+
+
+def test_a_weight_of_two_is_a_row_given_twice():
+    features, labels = clusters(90)
+    weights = np.where(np.arange(90) % 4 == 0, 2.0, 1.0)
+    twice = np.concatenate([np.arange(90), np.flatnonzero(weights == 2)])
+    weighed = solver.solve(features, labels, 3, weights, np.arange(90))
+    repeated = solver.solve(features[twice], labels[twice], 3, None, twice)
+    np.testing.assert_allclose(weighed.kernel, repeated.kernel, atol=1e-3)
+    np.testing.assert_allclose([one["loss"] for one in weighed.path], [one["loss"] for one in repeated.path], rtol=1e-3)
+
+
+def test_balanced_weights_favour_the_rare_class():
+    features, labels = clusters(200, 6, 2)
+    rare = np.concatenate([np.flatnonzero(labels == 0), np.flatnonzero(labels == 1)[:15]])
+    features, labels = features[rare], labels[rare]
+    weights = len(labels) / (2 * np.bincount(labels))[labels]
+    plain, balanced = (
+        answers(solver.solve(features, labels, 2, one), features)[:, 1].mean() for one in (None, weights)
+    )
+    assert balanced > plain + 0.1
+
+
+def test_groups_never_straddle_folds_and_classes_are_spread():
+    labels, groups = np.repeat(np.arange(60) % 3, 4), np.repeat(np.arange(60), 4)
+    folds, count = solver.split(labels, groups)
+    assert count == solver.FOLDS
+    assert all(len(set(folds[groups == group])) == 1 for group in range(60))
+    for label in range(3):
+        assert np.bincount(folds[labels == label]).tolist() == [16] * count
+
+
+def test_copies_in_one_fold_do_not_flatter():
+    """Labels are noise: with copies on both sides of a fold the held-out accuracy would be nearly 1."""
+    generator = np.random.default_rng(0)
+    features = np.repeat(generator.normal(size=[40, 200]).astype(np.float32), 4, axis=0)
+    labels, groups = np.repeat(generator.permutation(np.arange(40) % 2), 4), np.repeat(np.arange(40), 4)
+    together = solver.path(features, labels, 2, groups=groups, stop_early=False)
+    apart = solver.path(features, labels, 2, stop_early=False)
+    assert max(one["accuracy"] for one in together.tried) < 0.75
+    assert max(one["accuracy"] for one in apart.tried) > 0.9
+
+
+def test_folds_do_not_depend_on_the_order_of_rows():
+    labels, groups = np.arange(50) % 3, np.arange(50) * 7
+    order = np.random.default_rng(1).permutation(50)
+    folds, _ = solver.split(labels, groups)
+    np.testing.assert_array_equal(solver.split(labels[order], groups[order])[0], folds[order])
+
+
+def test_one_unit_answers_as_two_classes_do():
+    features, labels = clusters(80, 8, 2)
+    unit, both = solver.solve(features, labels, 2, is_binary=True), solver.solve(features, labels, 2)
+    assert unit.kernel.shape == (8, 1)
+    assert unit.bias.shape == (1,)
+    np.testing.assert_allclose(answers(unit, features), answers(both, features), atol=1e-5)
+
+
+def test_the_span_of_the_rows_gives_the_same_head(monkeypatch):
+    features, labels = clusters(30, 90)
+    small = solver.solve(features, labels, 3)
+    monkeypatch.setattr(solver, "_span", lambda features, mean, unit: solver.Basis(features, mean, unit))
+    full = solver.solve(features, labels, 3)
+    assert small.l2 == full.l2
+    np.testing.assert_allclose(answers(small, features), answers(full, features), atol=CLOSE)
+
+
+def test_the_same_rows_give_the_same_bits():
+    features, labels = clusters(100, 40)
+    one, other = solver.solve(features, labels, 3), solver.solve(features, labels, 3)
+    np.testing.assert_array_equal(one.kernel, other.kernel)
+    np.testing.assert_array_equal(one.bias, other.bias)
+
+
+def test_a_common_scale_and_an_offset_change_nothing():
+    features, labels = clusters(100)
+    plain, moved = solver.solve(features, labels, 3), solver.solve(features * 1000 + 5000, labels, 3)
+    np.testing.assert_allclose(answers(plain, features), answers(moved, features * 1000 + 5000), atol=5e-3)
+
+
+def test_features_of_very_different_scales_all_count():
+    features, labels = clusters(150, 6, spread=0.3)
+    scaled = features * np.array([1e-6, 1e-3, 1, 1, 1e3, 1e6], np.float32)
+    assert (answers(solver.solve(scaled, labels, 3), scaled).argmax(axis=1) == labels).mean() > 0.95
+
+
+@pytest.mark.parametrize(
+    ("features", "labels", "num_classes"),
+    [
+        (np.ones([6, 4]), [0, 1, 0, 1, 0, 1], 2),
+        (np.arange(6.0)[:, None], [0, 0, 0, 1, 1, 1], 2),
+        (np.eye(4), [0, 0, 1, 1], 2),
+        (np.eye(2), [0, 1], 2),
+        (np.repeat(np.eye(2), 5, axis=0), np.repeat([0, 1], 5), 2),
+        (np.eye(7), [0, 0, 0, 1, 1, 1, 2], 3),
+        (np.eye(6), [0, 0, 0, 2, 2, 2], 4),
+        (np.random.default_rng(0).normal(size=[400, 5]), np.arange(400) % 200, 200),
+        (np.random.default_rng(0).normal(size=[40, 5]) * [1e-6, 1, 1, 1, 1e6], np.arange(40) % 2, 2),
+    ],
+    ids=["constant", "separable", "few", "two", "copies", "a class of one", "absent classes", "200 classes", "scales"],
+)
+def test_odd_data_gives_finite_heads_and_sensible_answers(features, labels, num_classes):
+    features, labels = np.asarray(features, np.float32), np.asarray(labels)
+    solved = solver.solve(features, labels, num_classes)
+    assert solved.kernel.shape == (features.shape[1], num_classes)
+    assert np.isfinite(solved.kernel).all()
+    assert np.isfinite(solved.bias).all()
+    given = answers(solved, features)
+    absent = sorted(set(range(num_classes)) - set(labels))
+    assert given[:, absent].max(initial=0) < 1e-3
+    assert solved.l2 > 0
+
+
+def test_too_few_rows_to_cross_validate_take_the_default_strength():
+    solved = solver.solve(np.eye(2, dtype=np.float32), np.array([0, 1]), 2)
+    assert (solved.l2, solved.folds, solved.path) == (solver.DEFAULT_STRENGTH, 0, [])
+
+
+def test_more_rows_than_are_looked_at_are_all_fitted_to(monkeypatch):
+    features, labels = clusters(300, spread=2.0)
+    monkeypatch.setattr(solver, "MOST_ROWS", 100)
+    folds, _ = solver.split(labels, np.arange(300))
+    assert np.bincount(labels[folds >= 0]).tolist() == [34, 34, 34]
+    solved = solver.solve(features, labels, 3)
+    np.testing.assert_allclose(answers(solved, features), reference(features, labels, solved.l2), atol=CLOSE)
+
+
+def test_heads_that_are_too_many_at_once_are_solved_one_by_one(monkeypatch):
+    features, labels = clusters(100)
+    together = solver.path(features, labels, 3)
+    monkeypatch.setattr(solver, "MOST_PARAMETERS", 10)
+    apart = solver.path(features, labels, 3)
+    losses = ([one["loss"] for one in seen.tried] for seen in (together, apart))
+    np.testing.assert_allclose(*losses, rtol=5e-3)
+
+
+def test_progress_is_told_to_its_end():
+    told = []
+    solver.solve(*clusters(60), 3, progress=lambda *news: told.append(news))
+    stages, done, total = zip(*told, strict=True)
+    assert set(stages) == {"head"}
+    assert list(done) == sorted(done)
+    assert done[-1] == total[-1]
