@@ -133,16 +133,14 @@ def ratio(content: tf.Tensor, preprocessing: Preprocessing) -> tf.Tensor:
 
 def can_scale(examples: Examples, preprocessing: Preprocessing) -> bool:
     """Returns whether any of some photos would be decoded at a part of its size."""
-    paths = [os.fsencode(example.content) for example in examples.items]
-    found = (ratio(tf.io.read_file(path), preprocessing) for path in paths)
-    return any(int(one) > 1 for one in found)
+    contents = (tf.io.read_file(os.fsencode(example.content)) for example in examples.items)
+    return any(int(ratio(content, preprocessing)) > 1 for content in contents)
 
 
 def _jpeg_sides(content: tf.Tensor) -> tf.Tensor:
     """Returns a JPEG's height and width in pixels, int32 [2]; zeros for any other format."""
-    return tf.cond(
-        tf.io.is_jpeg(content), lambda: tf.image.extract_jpeg_shape(content)[:2], lambda: tf.zeros([2], tf.int32)
-    )
+    none = tf.zeros([2], tf.int32)
+    return tf.cond(tf.io.is_jpeg(content), lambda: tf.image.extract_jpeg_shape(content)[:2], lambda: none)
 
 
 def _scaling_step(sides: tf.Tensor, preprocessing: Preprocessing) -> tf.Tensor:
