@@ -17,14 +17,14 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
 
     features, labels = heads_data.make(job)
     fit, path = child.timed(lambda: solver.path(features, labels, job["classes"], stop_early=False))
-    gradients = np.concatenate([one.gradients for one in path.tried])
-    best = min(path.tried, key=lambda one: one.loss)
+    gradients = np.concatenate(path.gradients)
+    best = min(path.tried, key=lambda one: one["loss"])
     return {
         "fit": fit,
         "heads": len(gradients),
         "largest_gradient": float(gradients.max()),
-        "accuracy": best.accuracy,
-        "strengths": [one.l2 for one in path.tried],
+        "accuracy": best["accuracy"],
+        "strengths": [one["l2"] for one in path.tried],
     }
 
 

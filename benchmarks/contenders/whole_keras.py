@@ -21,13 +21,19 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
     child.set_precision(job["precision"])
     size, classes = job["image_size"], job["class_names"]
     low, high = job["pixel_range"]
-    training = keras.utils.image_dataset_from_directory(
-        job["folders"]["training"],
-        class_names=classes,
-        batch_size=job["batch_size"],
-        image_size=(size, size),
-        seed=job["seed"],
-    ).prefetch(tf.data.AUTOTUNE)
+
+    def photos(part: str) -> Any:
+        found = keras.utils.image_dataset_from_directory(
+            job["folders"][part],
+            class_names=classes,
+            batch_size=job["batch_size"],
+            image_size=(size, size),
+            shuffle=part == "training",
+            seed=job["seed"],
+        )
+        return found.prefetch(tf.data.AUTOTUNE)
+
+    training, validation = photos("training"), photos("validation")
     inputs = keras.Input((size, size, 3))
     x = SavedModelLayer(job["backbone"], trainable=True)(keras.layers.Rescaling((high - low) / 255, offset=low)(inputs))
     model = keras.Model(inputs, keras.layers.Dense(len(classes))(keras.layers.Dropout(0.2)(x)))
@@ -38,7 +44,7 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
     )
     moments = [time.perf_counter()]
     clock = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: moments.append(time.perf_counter()))
-    history = model.fit(training, epochs=job["epochs"], callbacks=[clock], verbose=2)
+    history = model.fit(training, epochs=job["epochs"], validation_data=validation, callbacks=[clock], verbose=2)
     seconds = [after - before for before, after in zip(moments[:-1], moments[1:], strict=True)]
     return {"epoch_seconds": seconds, "losses": history.history["loss"]}
 

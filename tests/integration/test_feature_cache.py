@@ -193,7 +193,7 @@ def test_features_that_are_no_numbers_are_not_kept(tmp_path):
 def test_a_pass_that_ends_early_is_taken_up_in_the_same_batches(body, tmp_path, monkeypatch):
     """So that every row has the bits that it would have had without the interruption."""
     monkeypatch.setattr(frozen, "FLUSH_SECONDS", (0.0, 0.0))
-    source, batches = photos_of(150), []
+    source, batches = photos_of(80), []  # What is left is less than a batch, and is filled up to one.
 
     class Recorder:
         def __call__(self, inputs):

@@ -220,9 +220,12 @@ def test_scaled_decoding_is_close_to_full_decoding(tmp_path, method):
         contents = [jpeg_of(tmp_path, *size, subsampling=subsampling) for size in sides]
         assert ratios_of(contents, preprocessing) == list(sides.values())
         scaled, full = both(contents, preprocessing)
-        for one, other in zip(scaled, full, strict=True):
+        for content, one, other in zip(contents, scaled, full, strict=True):
             assert 0 < np.abs(one - other).max() < 4
             np.testing.assert_allclose(one.mean(axis=(0, 1)), other.mean(axis=(0, 1)), atol=0.25)
+            whole = tf.io.decode_jpeg(content, channels=3, dct_method="INTEGER_ACCURATE")
+            expected = tf.image.resize(whole, [16, 16], method=method, antialias=True)
+            np.testing.assert_allclose(other, expected, atol=PIXEL)
 
 
 def test_every_kind_of_jpeg_can_be_scaled(tmp_path):

@@ -196,6 +196,16 @@ def test_16_bits_are_chosen_where_they_agree_and_the_sample_is_not_sent_again(wi
 
 
 @in_hardware
+def test_the_sample_is_not_sent_again_where_nothing_is_kept_either(wide):
+    told = []
+    passes = passes_on(wide, progress=lambda stage, done, total: told.append(total))
+    way, _ = choose(passes)
+    passes.features(source_of(100), way)
+    passes.features(source_of(40))
+    assert told == [SAMPLE, SAMPLE, 68, 68, 68, 8]  # The check's two passes, and the rest of each part.
+
+
+@in_hardware
 def test_16_bits_that_disagree_are_not_used_and_the_record_says_by_how_much(fragile, tmp_path, heard):
     passes = passes_on(fragile, tmp_path)
     for asked in ("auto", SHORT):

@@ -27,7 +27,7 @@ MOST_ROWS = 20_000  # That cross-validation looks at.
 MOST_STEPS, MEMORY = 1000, 10  # Of L-BFGS for one strength, and those that it remembers.
 MOST_PARAMETERS = 2**19  # Of heads that are fitted at once; L-BFGS holds some 25 times as many numbers.
 BLOCK = 2**20  # Numbers that are computed at a time.
-ONE_THREAD = 5e9  # Multiplications of one product up to which one thread is best: OpenBLAS's wait by spinning.
+ONE_THREAD = 2**30  # Multiplications of one product from which several threads are worth it.
 
 Progress = Callable[[str, int, int], None]
 
@@ -140,11 +140,12 @@ def solve(
     classes, labels = np.unique(labels, return_inverse=True)
     weights = np.ones(len(labels)) if weights is None else np.asarray(weights, np.float64)
     seen = path(features, labels, len(classes), weights, groups, progress=progress)
-    basis, start = seen.basis, seen.start
-    if len(basis.rows) < len(labels):
-        basis, start = make_basis(features, weights), None
-    heads = Heads(basis, labels, _shares(weights[None], basis), len(classes))
-    found, _, steps = minimise(heads, seen.l2, heads.zero if start is None else start, TOLERANCE)
+    with _threads(features.size * num_classes):
+        basis, start = seen.basis, seen.start
+        if len(basis.rows) < len(labels):
+            basis, start = make_basis(features, weights), None
+        heads = Heads(basis, labels, _shares(weights[None], basis), len(classes))
+        found, _, steps = minimise(heads, seen.l2, heads.zero if start is None else start, TOLERANCE)
     kernel, bias = _fold_back(basis, found[:, 0], classes, num_classes, is_binary)
     if progress:
         progress("head", len(STRENGTHS) + 1, len(STRENGTHS) + 1)
@@ -168,6 +169,20 @@ def path(
         strengths: From strong to weak.
         stop_early: Whether to end after PATIENCE strengths that are not better.
     """
+    with _threads(features.size * num_classes * FOLDS):
+        return _path(features, labels, num_classes, weights, groups, strengths, stop_early, progress)
+
+
+def _path(
+    features: np.ndarray,
+    labels: np.ndarray,
+    num_classes: int,
+    weights: np.ndarray | None,
+    groups: np.ndarray | None,
+    strengths: Sequence[float],
+    stop_early: bool,
+    progress: Progress | None,
+) -> Path:
     weights = np.ones(len(labels)) if weights is None else np.asarray(weights, np.float64)
     folds, count = split(labels, np.arange(len(labels)) if groups is None else groups)
     if (folds < 0).any():
@@ -191,6 +206,16 @@ def path(
         if stop_early and number - best >= PATIENCE:
             break
     return Path(tried, tried[best]["l2"] if tried else DEFAULT_STRENGTH, start, basis, gradients, count, iterations)
+
+
+def _threads(multiplications: int) -> contextlib.AbstractContextManager[object]:
+    """Keeps products of matrices of up to ONE_THREAD multiplications on one thread.
+
+    Several wait for each other by spinning: on a machine that has other work too, that takes many times as long.
+    """
+    from threadpoolctl import threadpool_limits
+
+    return threadpool_limits(1, user_api="blas") if multiplications < ONE_THREAD else contextlib.nullcontext()
 
 
 def split(labels: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, int]:
