@@ -204,7 +204,7 @@ def test_all_wrong_hyperparameters_are_in_the_failure_file_at_once(tmp_path, pho
         "epoch: no such hyperparameter (did you mean epochs?)",
         "batch_size: expected an integer of 1 or more",
         "dropout_rate: expected a number from 0 to 1",
-        "optimizer: expected one of adam | adamw | sgd | nesterov | rmsprop | adagrad | adadelta",
+        "optimizer: expected one of auto | adam | adamw | sgd | nesterov | rmsprop | adagrad | adadelta",
         "received 'adamm' (did you mean adam?)",
     }
     assert f"tf-finetune: {failure_of(base)}" in done.stdout
