@@ -63,7 +63,7 @@ def test_photos_are_measured_side_by_side(tmp_path):
     assert {"ours", "bare pass, float32", "stock Keras", "hub.KerasLayer"} <= set(contenders(results, "frozen"))
     bare = next(one for one in results["runs"]["frozen"] if one["contender"].startswith("bare pass"))
     assert bare["pass"] > 0
-    assert "our peak memory on 800 photos / on 100" in printed
+    assert "our peak memory on 1,200 photos / on 300" in printed
 
 
 def test_goals_are_met_or_missed_by_so_much_and_the_table_goes_between_the_marks(tmp_path, monkeypatch):
