@@ -64,13 +64,7 @@ def build(backbone: Backbone, feature_size: int, num_classes: int, settings: Hyp
 def twin(model: Classifier, settings: Hyperparameters) -> Classifier:
     """Returns a classifier with the same weights on the first CPU, outside of any strategy."""
     with tf.device("/CPU:0"):
-        original = model.backbone
-        backbone = Backbone(
-            original.saved_model,
-            original.task,
-            preprocessor=original.preprocessor,
-            max_sequence_length=original.max_sequence_length,
-        )
+        backbone = model.backbone.frozen_copy()
         copy = build(backbone, model.head.kernel.shape[0], model.num_classes, settings)
         for mine, other in zip(
             [*backbone.adopted, *copy.head.variables], [*model.backbone.adopted, *model.head.variables], strict=True

@@ -10,39 +10,15 @@ import child
 def main(job: dict[str, Any]) -> dict[str, Any]:
     """Returns the seconds of `fit` and of `export`, and validation accuracies, each in [0, 1]."""
     import keras
-    import tensorflow as tf
+    import keras_recipe
     from saved_model import SavedModelLayer
 
     keras.utils.set_random_seed(job["seed"])
-    size, classes = job["image_size"], job["class_names"]
-    low, high = job["pixel_range"]
-
-    def photos(part: str) -> Any:
-        found = keras.utils.image_dataset_from_directory(
-            job["folders"][part],
-            class_names=classes,
-            batch_size=job["batch_size"],
-            image_size=(size, size),
-            shuffle=part == "training",
-            seed=job["seed"],
-        )
-        return found.prefetch(tf.data.AUTOTUNE)
-
-    training, validation = photos("training"), photos("validation")
-    inputs = keras.Input((size, size, 3))
-    x = keras.layers.Rescaling((high - low) / 255, offset=low)(inputs)
-    x = SavedModelLayer(job["backbone"], trainable=False)(x, training=False)
-    x = keras.layers.Dropout(0.2)(x)
-    model = keras.Model(inputs, keras.layers.Dense(len(classes))(x))
-    model.compile(
-        optimizer=keras.optimizers.Adam(1e-3),
-        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=["accuracy"],
-    )
-    fit, history = child.timed(lambda: model.fit(training, epochs=job["epochs"], validation_data=validation, verbose=2))
-    export, _ = child.timed(lambda: model.export(job["output"]))
-    accuracies = history.history["val_accuracy"]
-    return {"fit": fit, "export": export, "accuracy": accuracies[-1], "best_accuracy": max(accuracies)}
+    training, validation = (keras_recipe.photos(job, part) for part in ("training", "validation"))
+    inputs, pixels = keras_recipe.rescaled(job)
+    features = SavedModelLayer(job["backbone"], trainable=False)(pixels, training=False)
+    model = keras_recipe.compiled(inputs, features, job["class_names"], 1e-3)
+    return keras_recipe.fit_and_export(model, training, validation, job)
 
 
 if __name__ == "__main__":

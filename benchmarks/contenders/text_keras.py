@@ -15,6 +15,7 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
 
     with contextlib.suppress(ImportError):  # The operations of most encoders' tokenizers are in there.
         import tensorflow_text  # noqa: F401
+    import keras_recipe
     from saved_model import SavedModelLayer
 
     keras.utils.set_random_seed(job["seed"])
@@ -27,18 +28,9 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
 
     training, validation = texts("training"), texts("validation")
     inputs = keras.Input((), dtype="string")
-    x = SavedModelLayer(job["backbone"], trainable=False)(inputs, training=False)
-    x = keras.layers.Dropout(0.2)(x)
-    model = keras.Model(inputs, keras.layers.Dense(len(job["class_names"]))(x))
-    model.compile(
-        optimizer=keras.optimizers.Adam(1e-3),
-        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=["accuracy"],
-    )
-    fit, history = child.timed(lambda: model.fit(training, epochs=job["epochs"], validation_data=validation, verbose=2))
-    export, _ = child.timed(lambda: model.export(job["output"]))
-    accuracies = history.history["val_accuracy"]
-    return {"fit": fit, "export": export, "accuracy": accuracies[-1], "best_accuracy": max(accuracies)}
+    features = SavedModelLayer(job["backbone"], trainable=False)(inputs, training=False)
+    model = keras_recipe.compiled(inputs, features, job["class_names"], 1e-3)
+    return keras_recipe.fit_and_export(model, training, validation, job)
 
 
 if __name__ == "__main__":

@@ -14,34 +14,15 @@ import child
 def main(job: dict[str, Any]) -> dict[str, Any]:
     """Returns the seconds of each epoch and the loss after it."""
     import keras
-    import tensorflow as tf
+    import keras_recipe
     from saved_model import SavedModelLayer
 
     keras.utils.set_random_seed(job["seed"])
     child.set_precision(job["precision"])
-    size, classes = job["image_size"], job["class_names"]
-    low, high = job["pixel_range"]
-
-    def photos(part: str) -> Any:
-        found = keras.utils.image_dataset_from_directory(
-            job["folders"][part],
-            class_names=classes,
-            batch_size=job["batch_size"],
-            image_size=(size, size),
-            shuffle=part == "training",
-            seed=job["seed"],
-        )
-        return found.prefetch(tf.data.AUTOTUNE)
-
-    training, validation = photos("training"), photos("validation")
-    inputs = keras.Input((size, size, 3))
-    x = SavedModelLayer(job["backbone"], trainable=True)(keras.layers.Rescaling((high - low) / 255, offset=low)(inputs))
-    model = keras.Model(inputs, keras.layers.Dense(len(classes))(keras.layers.Dropout(0.2)(x)))
-    model.compile(
-        optimizer=keras.optimizers.Adam(1e-4),
-        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=["accuracy"],
-    )
+    training, validation = (keras_recipe.photos(job, part) for part in ("training", "validation"))
+    inputs, pixels = keras_recipe.rescaled(job)
+    features = SavedModelLayer(job["backbone"], trainable=True)(pixels)
+    model = keras_recipe.compiled(inputs, features, job["class_names"], 1e-4)
     moments = [time.perf_counter()]
     clock = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: moments.append(time.perf_counter()))
     history = model.fit(training, epochs=job["epochs"], validation_data=validation, callbacks=[clock], verbose=2)

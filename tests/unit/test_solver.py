@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from tf_finetune.training import solver
+from tf_finetune.training import logistic, solver
 
 CLOSE = 2e-3
 
@@ -132,7 +132,7 @@ def test_one_unit_answers_as_two_classes_do():
 def test_the_span_of_the_rows_gives_the_same_head(monkeypatch):
     features, labels = clusters(30, 90)
     small = solver.solve(features, labels, 3)
-    monkeypatch.setattr(solver, "_span", lambda features, mean, unit: solver.Basis(features, mean, unit))
+    monkeypatch.setattr(logistic, "_span", lambda features, mean, unit: solver.Basis(features, mean, unit))
     full = solver.solve(features, labels, 3)
     assert small.l2 == full.l2
     np.testing.assert_allclose(answers(small, features), answers(full, features), atol=CLOSE)
@@ -201,7 +201,7 @@ def test_more_rows_than_are_looked_at_are_all_fitted_to(monkeypatch):
 def test_heads_that_are_too_many_at_once_are_solved_one_by_one(monkeypatch):
     features, labels = clusters(100)
     together = solver.path(features, labels, 3)
-    monkeypatch.setattr(solver, "MOST_PARAMETERS", 10)
+    monkeypatch.setattr(logistic, "MOST_PARAMETERS", 10)
     apart = solver.path(features, labels, 3)
     losses = ([one["loss"] for one in seen.tried] for seen in (together, apart))
     np.testing.assert_allclose(*losses, rtol=5e-3)

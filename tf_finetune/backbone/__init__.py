@@ -136,6 +136,16 @@ class Backbone(keras.layers.Layer):
             return freezing.with_constants(call, spec)
         return tf.function(call, input_signature=[spec], autograph=False)
 
+    def frozen_copy(self) -> Backbone:
+        """Returns another one of the same SavedModel, frozen, on the first CPU; call it outside of any strategy."""
+        with tf.device("/CPU:0"):
+            return Backbone(
+                self.saved_model,
+                self.task,
+                preprocessor=self.preprocessor,
+                max_sequence_length=self.max_sequence_length,
+            )
+
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
         return {

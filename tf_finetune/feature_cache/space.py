@@ -67,16 +67,15 @@ class Space:
             shard = opened(file, size)
             if shard is None:
                 continue
-            held = [(row, places.pop(key)) for row, key in enumerate(_keys(shard)) if key in places]
-            if held and not _is_sound(file):
-                places.update((_keys(shard, row)[0], wanted) for row, wanted in held)
+            held = [(row, key) for row, key in enumerate(_keys(shard)) if key in places]
+            if not held or not _is_sound(file):
                 continue
-            for row, wanted in held:
+            for row, key in held:
+                wanted = places.pop(key, [])
                 rows[wanted] = shard["features"][row]
                 known[wanted] = True
-            if held:
-                with contextlib.suppress(OSError):
-                    os.utime(file)  # What was used last goes last.
+            with contextlib.suppress(OSError):
+                os.utime(file)  # What was used last goes last.
         return rows, known
 
     def write(self, keys: Sequence[bytes], rows: np.ndarray) -> None:
@@ -154,18 +153,14 @@ def opened(file: Path, size: int | None, remove: bool = True) -> np.ndarray | No
     return None
 
 
-def _keys(shard: np.ndarray, row: int | None = None) -> list[bytes]:
-    keys = np.ascontiguousarray(shard["key"] if row is None else shard["key"][row : row + 1])
-    return [key.tobytes() for key in keys]
+def _keys(shard: np.ndarray) -> list[bytes]:
+    return [key.tobytes() for key in np.ascontiguousarray(shard["key"])]
 
 
 def _is_sound(file: Path) -> bool:
     """Returns whether a shard holds what its name says, and removes it if not."""
-    digest = hashlib.sha256()
     try:
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
+        digest = hashlib.sha256(file.read_bytes())  # Some MiB, as SHARD_BYTES says.
     except OSError:
         return False
     if digest.hexdigest() == file.stem:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import logging
 import time
@@ -123,18 +124,17 @@ class Passes:
         """Returns where the features of a way are kept."""
         about = {**self._about, **dataclasses.asdict(way), "augmentation": dict(augmentation) if augmentation else None}
         about["device"] = "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
-        about["backbone"] = self._digest()
+        about["backbone"] = self._digests
         about["version"] = [VERSION, *tf.__version__.split(".")[:2]]
         space = Space(self.place, about, self.name)
         space = self._spaces.setdefault(space.about, space)
         space.writable &= all(other.writable for other in self._spaces.values())  # One warning is enough.
         return space
 
-    def _digest(self) -> list[str | None]:
-        if not hasattr(self, "_digests"):
-            folders = (self._original.saved_model, self._original.preprocessor)
-            self._digests = [content_of(Path(folder)) if folder else None for folder in folders]
-        return self._digests
+    @functools.cached_property
+    def _digests(self) -> list[str | None]:
+        folders = (self._original.saved_model, self._original.preprocessor)
+        return [content_of(Path(folder)) if folder else None for folder in folders]
 
     def calls(self, chosen: Way) -> tuple[int, int]:
         """Returns how many distinct examples were sent, for training by a way and for evaluation; and the extra passes
@@ -203,40 +203,29 @@ class Passes:
         """Returns the forward function, made when first needed, and compiled for a precision by a trial."""
         with self.preparing():
             if self._forward is None:
-                self._forward = self._make()
+                self._forward = self._make(precision)
             if precision not in self._compiled:
-                with devices.rewriting(precision):
-                    self._forward(self._blank())
-                self._compiled.add(precision)
+                self._try(self._forward, precision)
         return self._forward
 
-    def _make(self) -> Any:
-        backbone = self._backbone()
+    def _make(self, precision: str) -> Any:
+        # Variables that are spread over replicas cannot be read here.
+        is_one = self.strategy.num_replicas_in_sync == 1
+        backbone = self._original if is_one else self._original.frozen_copy()
         if self.as_constants:
             try:
                 forward = backbone.forward(self.image_size, as_constants=True)
-                forward(self._blank())
+                self._try(forward, precision)
                 return forward
             except Exception as error:  # Anything: the graph cannot be converted, or does not run as converted.
                 reason = (str(error).strip().split("\n") or [""])[0][:200]
                 log.info("the backbone cannot be turned into constants, and runs as it is: %s", reason)
         return backbone.forward(self.image_size)
 
-    def _blank(self) -> tf.Tensor:
-        return self._original.blank(self.image_size)
-
-    def _backbone(self) -> Backbone:
-        """Returns the backbone, or a copy where its variables are spread over replicas and cannot be read here."""
-        original = self._original
-        if self.strategy.num_replicas_in_sync == 1:
-            return original
-        with tf.device("/CPU:0"):
-            return Backbone(
-                original.saved_model,
-                original.task,
-                preprocessor=original.preprocessor,
-                max_sequence_length=original.max_sequence_length,
-            )
+    def _try(self, forward: Any, precision: str) -> None:
+        with devices.rewriting(precision):
+            forward(self._original.blank(self.image_size))
+        self._compiled.add(precision)
 
 
 class _Keeper:

@@ -40,7 +40,8 @@ def choose(
         scales: Whether some photo of the sample is decoded at a smaller scale; asked only where it matters.
 
     Returns:
-        The way, and asked, used, scaled_decoding, reason, and of the last check examples, median_cosine, least_cosine.
+        The way, and asked, features (their precision), scaled_decoding, reason, and of the last check examples,
+        median_cosine, least_cosine.
     """
     wanted, reason = _wanted(asked, is_image, count)
     scaled = is_image and scales()
@@ -57,8 +58,6 @@ def choose(
         decoding = " with scaled decoding" * way.scaled
         reason = f"{wanted}{decoding} does not agree with float32: {_figures(verdict)}"
         log.info("%s", reason)
-    else:
-        chosen = EXACT
     if chosen != EXACT:
         reason = f"agrees with float32 on {verdict['examples']} training examples" + f"; {reason}" * bool(reason)
     log.info("training features: %s%s (%s)", chosen.precision, ", large photos decoded smaller" * chosen.scaled, reason)

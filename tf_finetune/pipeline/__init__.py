@@ -10,7 +10,19 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tf_finetune import devices, evaluation, export, features, hyperparameters, images, job, results, text, training
+from tf_finetune import (
+    devices,
+    evaluation,
+    export,
+    feature_cache,
+    features,
+    hyperparameters,
+    images,
+    job,
+    results,
+    text,
+    training,
+)
 from tf_finetune.classifier import Classifier
 from tf_finetune.errors import ExportError
 from tf_finetune.examples import Examples
@@ -46,6 +58,7 @@ def run(planned: Job, progress: Progress | None = None) -> dict[str, Any]:
     with medium.explaining_failures(parts.values(), preprocessing):
         with watch.stage("features"):
             read = inputs.read_sources(parts, medium, preprocessing, passes, settings)
+            feature_cache.evict(passes.place)
         fitted = fit(model, read, settings, strategy, watch, progress)
         with watch.stage("evaluation"):
             answers = answer(parts, read.sources, model, strategy)

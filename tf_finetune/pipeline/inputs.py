@@ -16,7 +16,6 @@ from tf_finetune import (
     classifier,
     devices,
     examples,
-    feature_cache,
     features,
     hyperparameters,
     images,
@@ -32,10 +31,10 @@ from tf_finetune.features.frozen import LARGE, Passes
 from tf_finetune.hyperparameters import Hyperparameters
 from tf_finetune.job import Job
 from tf_finetune.report.stopwatch import Stopwatch
+from tf_finetune.training import steps
 
 log = logging.getLogger(__name__)
 
-STEPS_IN_FLOAT32 = ("float32",)
 SAMPLE = 32  # Examples on which 16 bits and scaled decoding are compared with the exact way.
 
 
@@ -46,14 +45,14 @@ class Read:
     Attributes:
         sources: Of each part: features of a frozen backbone, else what the backbone takes.
         frozen: Features of training that a head can be solved on, or None where none is.
-        precisions: Those that the steps of a training may be computed in; the fastest is taken.
         precision: What report.json says of how features were computed, and why a whole network is trained as it is.
+        precisions: Those that the steps of a training may be computed in; the fastest is taken.
     """
 
     sources: Mapping[str, Source]
     frozen: Source | None
-    precisions: tuple[str, ...]
     precision: dict[str, Any]
+    precisions: tuple[str, ...] = ("float32",)
 
 
 def read_parts(planned: Job) -> dict[str, Examples]:
@@ -146,17 +145,14 @@ def read_sources(
         frozen, record = training_features(parts["training"], medium, preprocessing, passes, settings)
     if settings.train_only_top_layer and frozen is not None:
         others = {name: passes.features(source) for name, source in raw.items() if name != "training"}
-        feature_cache.evict(passes.place)
-        return Read({"training": frozen, **others}, frozen, STEPS_IN_FLOAT32, record)
-    feature_cache.evict(passes.place)
+        return Read({"training": frozen, **others}, frozen, record)
     if settings.augmentation:
         load = medium.loader(parts["training"], preprocessing, settings)
         raw["training"] = dataclasses.replace(raw["training"], load=load)
-    count = len(parts["training"])
-    steps = settings.epochs * -(-count // min(settings.batch_size, count))
+    plan = steps.plan_of(len(parts["training"]), passes.strategy.num_replicas_in_sync, settings)
     read = sampled(parts["training"], medium, preprocessing)
-    precisions, reason = precision.for_fine_tuning(passes, settings.precision, steps, read)
-    return Read(raw, frozen, precisions, {**record, "fine_tuning_reason": reason})
+    precisions, reason = precision.for_fine_tuning(passes, settings.precision, plan.steps, read)
+    return Read(raw, frozen, {**record, "fine_tuning_reason": reason}, precisions)
 
 
 def training_features(

@@ -98,8 +98,7 @@ def fit(
     Raises:
         TrainingError: The loss became NaN or infinite.
     """
-    count, replicas = len(training), strategy.num_replicas_in_sync
-    plan = Plan(count, min(settings.batch_size, count), replicas, settings.epochs, settings.random_seed)
+    plan = steps.plan_of(len(training), strategy.num_replicas_in_sync, settings)
     rates = optimizers.learning_rates(settings, plan.steps)
     with strategy.scope():
         optimizer = optimizers.make(settings, rates, model.backbone.task)

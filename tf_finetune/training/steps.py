@@ -56,6 +56,11 @@ class Plan:
         return self.epochs * self.steps_per_epoch
 
 
+def plan_of(count: int, replicas: int, settings: Hyperparameters) -> Plan:
+    """Returns how `count` examples become the steps of a training."""
+    return Plan(count, min(settings.batch_size, count), replicas, settings.epochs, settings.random_seed)
+
+
 def class_weights(labels: np.ndarray, num_classes: int, settings: Hyperparameters) -> np.ndarray:
     """Returns float32 [K]: the weight of each class's examples in the loss; balanced is N / (K x size of the class)."""
     counts = np.bincount(labels, minlength=num_classes)
