@@ -275,6 +275,7 @@ def train(
     num_classes: int = 3,
     progress=None,
     precisions=("float32",),
+    remember=None,
 ):
     """Returns the classifier that training.fit trained on a SavedModel, and what it gave.
 
@@ -286,14 +287,14 @@ def train(
         strategy: One replica by default.
         num_classes: K.
         progress: As training.fit's.
-        precisions: As training.fit's.
+        precisions, remember: As training.fit's.
     """
     from tf_finetune import devices, training
 
     strategy = strategy or devices.strategy(1)
     devices.make_deterministic(settings.random_seed)
     model = make_classifier(folder, settings, strategy, num_classes)
-    return model, training.fit(model, examples, validation, settings, strategy, progress, precisions)
+    return model, training.fit(model, examples, validation, settings, strategy, progress, precisions, remember)
 
 
 def head_weights(model) -> list[np.ndarray]:

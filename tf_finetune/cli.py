@@ -330,7 +330,9 @@ def _cache(flags: argparse.Namespace, rest: Sequence[str]) -> int:
     from tf_finetune import feature_cache, storage, tables
 
     kept = feature_cache.place(flags.cache_dir, environment.feature_folder(environment.read()), storage.cache_folder())
-    if flags.clear:
+    if flags.clear and kept.folder is None:
+        print("features are not kept: there is nothing to remove")
+    elif flags.clear:
         print(f"removed {feature_cache.clear(kept):,} bytes of features from {kept.folder}")
     else:
         print(tables.cache_table(kept, flags.json))

@@ -93,6 +93,8 @@ def is_one_cpu(strategy: tf.distribute.Strategy) -> bool:
 
 
 REWRITERS = {"bfloat16": "auto_mixed_precision_onednn_bfloat16", "float16": "auto_mixed_precision"}
+# Off is what they are anyway; but a function that was compiled while they were not set is compiled anew when they are.
+tf.config.optimizer.set_experimental_options(dict.fromkeys(REWRITERS.values(), False))
 
 
 def sixteen_bit(cpuinfo: Path = Path("/proc/cpuinfo")) -> str | None:

@@ -46,7 +46,7 @@ def write_saved_model(
         prepare: From that input to what the backbone takes.
     """
 
-    @tf.function(input_signature=[input_spec])
+    @tf.function(input_signature=[input_spec], autograph=False)
     def serve(contents: tf.Tensor) -> dict[str, tf.Tensor]:
         features = model.backbone(prepare(contents), training=False)
         return {"probabilities": heads.probabilities(model.head(features))}

@@ -302,7 +302,7 @@ def _check_writable(folder: Path) -> None:
     """
     nearest = next((place for place in (folder, *folder.parents) if os.path.lexists(place)), folder)
     try:
-        with tempfile.TemporaryDirectory(dir=nearest, prefix=".tf-finetune-") as tried:
+        with tempfile.TemporaryDirectory(dir=nearest, prefix=".trying-") as tried:
             Path(tried, *folder.parts[len(nearest.parts) :]).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(

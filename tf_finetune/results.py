@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import logging
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -20,15 +22,19 @@ from tf_finetune.report import page
 
 log = logging.getLogger(__name__)
 
+ASIDE = ".tf-finetune-"
+
 
 @contextlib.contextmanager
 def stage(destination: Destination) -> Iterator[Path]:
     """Gives a folder on the destination's own disk to write into; it is gone afterwards, whatever happens."""
     beside = destination.archive.parent.parent if destination.archive else destination.model_dir
     assert beside is not None
+    _clear_abandoned(beside)
     missing = [place for place in (beside, *beside.parents) if not place.exists()]
     beside.mkdir(parents=True, exist_ok=True)
-    staged = Path(tempfile.mkdtemp(dir=beside, prefix=".tf-finetune-"))
+    staged = Path(tempfile.mkdtemp(dir=beside, prefix=ASIDE))
+    lock = _locked(staged)
     try:
         yield staged
     except Exception as error:
@@ -40,9 +46,34 @@ def stage(destination: Destination) -> Iterator[Path]:
         ) from None
     finally:
         shutil.rmtree(staged, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
         for place in missing:  # Folders made for nothing go too.
             with contextlib.suppress(OSError):
                 place.rmdir()
+
+
+def _locked(folder: Path) -> int | None:
+    """Returns a descriptor that locks a folder while it is open, or None where that cannot be done or is done."""
+    descriptor = None
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return descriptor
+    except OSError:
+        if descriptor is not None:
+            os.close(descriptor)
+        return None
+
+
+def _clear_abandoned(beside: Path) -> None:
+    """Removes what jobs that were killed had begun to write: folders that no process holds a lock on."""
+    for folder in beside.glob(f"{ASIDE}*") if beside.is_dir() else ():
+        lock = _locked(folder)
+        if lock is not None:
+            log.info("removing %s, which a job that was killed has left", folder)
+            shutil.rmtree(folder, ignore_errors=True)
+            os.close(lock)
 
 
 def hand_over(staged: Path, destination: Destination) -> None:

@@ -113,6 +113,17 @@ def test_a_full_disk_is_told_and_leaves_nothing(tmp_path):
     assert not (tmp_path / "job").exists()
 
 
+def test_what_a_killed_job_left_goes_and_what_a_running_one_writes_stays(tmp_path):
+    destination = Destination(tmp_path / "job" / "output" / "model.tar.gz", None, tmp_path / "job" / "output" / "data")
+    abandoned = builders.write_files(tmp_path / "job" / ".tf-finetune-old", {"model/1/saved_model.pb": b"half"})
+    with results.stage(destination) as running:
+        assert not abandoned.exists()
+        with results.stage(destination) as staged:
+            assert running.exists()
+        assert running.exists()
+        assert not staged.exists()
+
+
 def test_the_gate_finds_packages_where_this_process_does(tmp_path, monkeypatch):
     (tmp_path / "tarfile.py").write_text("raise SystemExit('PYTHONPATH counts')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from pathlib import Path
@@ -9,12 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import Image
 
 import tf_finetune
 from tests import builders
 from tf_finetune import backbone as backbones
 from tf_finetune import devices, predictor
 from tf_finetune.backbone import freezing
+from tf_finetune.feature_cache.space import opened
 from tf_finetune.features import frozen, precision
 from tf_finetune.features.frozen import EXACT, Way
 
@@ -74,6 +77,10 @@ def computed_in(monkeypatch) -> list[str]:
 
 def source_of(count: int):
     return builders.array_source(*builders.coloured_arrays(count))
+
+
+def digest_of(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def passes_on(folder: Path, kept: Path | None = None, **given) -> frozen.Passes:
@@ -333,14 +340,29 @@ def test_the_gates_thresholds_are_those_of_the_design(wide, monkeypatch, median,
     ],
 )
 def test_a_whole_network_is_trained_in_16_bits_only_where_they_agree(wide, asked, steps, precisions, reason):
-    given, told = precision.for_fine_tuning(passes_on(wide), asked, steps, lambda scaled: source_of(SAMPLE))
+    given, told = precision.for_fine_tuning(passes_on(wide), asked, steps, 32, lambda scaled: source_of(SAMPLE))
     assert given == precisions
     assert told.startswith(reason)
 
 
 @in_hardware
+@pytest.mark.skipif(SHORT != "bfloat16", reason="a whole network is trained in 16 bits on CPUs only")
+def test_what_a_trial_found_counts_for_the_next_job_of_that_batch_size(wide, tmp_path):
+    def asked(batch_size: int):
+        sample = lambda scaled: source_of(SAMPLE)  # noqa: E731
+        return precision.for_fine_tuning(passes_on(wide, tmp_path), "auto", 1000, batch_size, sample)
+
+    assert asked(32)[0] == ("float32", "bfloat16")
+    for chosen, batch_size in (("float32", 32), ("bfloat16", 64)):
+        precision.keep_fastest(passes_on(wide, tmp_path), batch_size, chosen)
+        assert asked(batch_size)[0] == (chosen,)
+        assert f"{chosen} was the faster when it was timed before" in asked(batch_size)[1]
+    assert asked(16)[0] == ("float32", "bfloat16")
+
+
+@in_hardware
 def test_a_whole_network_that_16_bits_would_spoil_is_trained_in_float32(fragile):
-    given, told = precision.for_fine_tuning(passes_on(fragile), "auto", 1000, lambda scaled: source_of(SAMPLE))
+    given, told = precision.for_fine_tuning(passes_on(fragile), "auto", 1000, 32, lambda scaled: source_of(SAMPLE))
     assert given == ("float32",)
     assert told.startswith(f"{SHORT} does not agree with float32: cosine")
 
@@ -359,8 +381,9 @@ def spaces_in(folder: Path) -> dict[str, Path]:
 
 
 def rows_in(space: Path) -> dict[bytes, np.ndarray]:
-    shards = [np.load(file) for file in space.glob("*.npy")]
-    return {row["key"].tobytes(): row["features"] for shard in shards for row in shard}
+    shards = [opened(file, None) for file in space.glob("*.npy")]
+    rows = [(key.tobytes(), row) for shard in shards for key, row in zip(shard.keys, shard.features, strict=True)]
+    return dict(rows)
 
 
 @pytest.fixture(scope="module")
@@ -426,6 +449,44 @@ def test_a_backbone_that_16_bits_would_spoil_is_trained_on_in_float32(photos, fr
     assert written["least_cosine"] < 0.98
     assert (record["backbone_calls"], record["gate_calls"]) == (390, SAMPLE)
     assert record["metrics"]["validation"]["accuracy"] == 1.0
+
+
+@in_hardware
+@pytest.mark.skipif(SHORT != "bfloat16", reason="the kernel below is 1 when it is rounded to bfloat16")
+def test_examples_that_16_bits_spoil_outside_of_the_sample_are_computed_in_float32(tmp_path, without_export):
+    kernel = 0.999 * np.eye(16, dtype=np.float32)[None, None, :3]
+
+    def call(images):
+        nearly = tf.nn.conv2d(images, kernel, 1, "SAME")  # A white pixel gives 0.999, and 1.0 in 16 bits,
+        return tf.reduce_mean(tf.math.log(0.9995 - nearly), axis=[1, 2])  # of which the logarithm is no number.
+
+    backbone = builders.save_reusable(tmp_path / "b", call)
+    photos = builders.write_class_folders(tmp_path / "photos", 130, size=16)
+    for file in sorted(photos.rglob("*.png")):
+        pixels = np.minimum(np.array(Image.open(file)), 200)
+        Image.fromarray(pixels).save(file)
+    digest = ""
+    while digest in sorted(["", *map(digest_of, photos.rglob("*.png"))])[: SAMPLE + 1]:  # Not one of the sample.
+        pixels[0, 0], pixels[1, 1] = 255, pixels[1, 1] - 1
+        Image.fromarray(pixels).save(file)
+        digest = digest_of(file)
+    given = {"validation": photos}
+    record = train(photos, backbone, tmp_path, **given)
+    assert record["precision"]["features"] == "float32"
+    assert record["precision"]["reason"] == "1 of 390 examples give NaN or infinite features in bfloat16"
+    assert record["gate_calls"] >= 390 - SAMPLE
+    again = train(photos, backbone, tmp_path, **given)
+    assert (again["backbone_calls"], again["gate_calls"]) == (0, 0)
+    assert again["precision"]["reason"].endswith("1 of 390 examples give NaN or infinite features in bfloat16")
+    assert again["metrics"] == record["metrics"]
+
+
+@in_hardware
+@pytest.mark.skipif(SHORT != "bfloat16", reason="a whole network is trained in 16 bits on CPUs only")
+def test_all_that_a_check_sends_is_extra_where_features_are_not_used(photos, wide, tmp_path, without_export):
+    given = {"train_only_top_layer": False, "optimizer": "adam", "precision": "bfloat16", "epochs": 1}
+    record = train(photos, wide, tmp_path, **given)
+    assert (record["backbone_calls"], record["gate_calls"]) == (390, 2 * SAMPLE)
 
 
 def test_float32_is_float32_throughout_when_it_is_asked_for(photos, wide, tmp_path, computed_in, without_export):

@@ -60,7 +60,9 @@ def test_a_training_after_a_trial_gives_the_same_weights_as_one_without(convolut
     source = builders.array_source(*builders.coloured_arrays(10))
     plain, _ = builders.train(convolution_backbone, source, None, settings)
     monkeypatch.setattr(trial, "MARGIN", 1e9)  # Whatever the clock says.
-    tried, fitted = builders.train(convolution_backbone, source, None, settings, precisions=BOTH)
+    told = []
+    tried, fitted = builders.train(convolution_backbone, source, None, settings, precisions=BOTH, remember=told.append)
+    assert told == ["float32"]
     assert fitted.precision == "float32"
     for one, other in zip(tried.backbone.variables, plain.backbone.variables, strict=True):
         np.testing.assert_array_equal(one.numpy(), other.numpy())

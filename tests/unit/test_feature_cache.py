@@ -182,17 +182,25 @@ def flip(content: bytes, place: int) -> bytes:
 
 
 def of_another_size(content: bytes) -> bytes:
-    table = np.load(io.BytesIO(content))
-    wider = np.zeros(10, [("key", np.uint8, 32), ("features", "<f4", SIZE + 1)])
-    wider["key"] = table["key"]
-    made = io.BytesIO()
-    np.save(made, wider)
-    return made.getvalue()
+    return saved(np.load(io.BytesIO(content)), np.zeros([10, SIZE + 1], np.float32))
 
 
-def of_two_dimensions(content: bytes) -> bytes:
+def of_three_dimensions(content: bytes) -> bytes:
+    return saved(np.load(io.BytesIO(content)), np.zeros([10, SIZE, 1], np.float32))
+
+
+def of_fewer_rows(content: bytes) -> bytes:
+    return saved(np.load(io.BytesIO(content)), rows_of(range(9)))
+
+
+def of_another_type(content: bytes) -> bytes:
+    return saved(np.load(io.BytesIO(content)), rows_of(range(10)).astype(np.float64))
+
+
+def saved(*arrays: np.ndarray) -> bytes:
     made = io.BytesIO()
-    np.save(made, np.load(io.BytesIO(content)).reshape(2, 5))
+    for array in arrays:
+        np.save(made, array)
     return made.getvalue()
 
 
@@ -210,7 +218,9 @@ DAMAGE = {
     "a pickle": lambda content: b"\x80\x04K\x01." + content,
     "a zip": lambda content: b"PK\x03\x04" + content,
     "of another size": of_another_size,
-    "of another shape": of_two_dimensions,
+    "of another shape": of_three_dimensions,
+    "of another type": of_another_type,
+    "of fewer rows": of_fewer_rows,
 }
 
 
@@ -266,7 +276,7 @@ def test_a_shard_that_cannot_be_read_just_now_is_let_be(tmp_path, monkeypatch, c
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     with monkeypatch.context() as patched:
-        patched.setattr(np.lib.format, "open_memmap", fail)
+        patched.setattr(np, "memmap", fail)
         check(space_in(tmp_path), range(3), [])
     assert warnings_in(caplog) == []
     check(space_in(tmp_path), range(3), range(3))
@@ -502,6 +512,20 @@ def test_the_listing_counts_no_damaged_shard_and_removes_none(held):
     assert "?" in tables.cache_table(Place(held), as_json=False)
 
 
+def test_the_listing_leaves_out_what_was_emptied(tmp_path):
+    filled(tmp_path, range(3)).keep_verdict({"agrees": True})
+    shards_in(tmp_path)[0].unlink()
+    assert feature_cache.listing(Place(tmp_path)) == []
+
+
+def test_looking_for_a_key_reads_no_features(tmp_path, monkeypatch):
+    space = filled(tmp_path, range(10))
+    monkeypatch.setattr("tf_finetune.feature_cache.space._is_sound", lambda file: pytest.fail(f"{file} was read"))
+    check(space, [77], [])
+    file = shards_in(tmp_path)[0]
+    assert file.read_bytes().index(keys_of([9])[0]) == HEAD + 9 * 32
+
+
 def test_the_command_shows_the_cache(held, capsys):
     assert cli.main(["cache", "--cache-dir", str(held)]) == 0
     first, head, *rows = capsys.readouterr().out.splitlines()
@@ -541,7 +565,7 @@ def test_an_empty_a_missing_and_no_cache_are_answered(tmp_path, capsys, words, p
         expected = {"place": None if place == "none" else given, "limit": limit, "bytes": 0, "spaces": []}
         assert json.loads(told) == expected
     elif words:
-        assert told.startswith("removed 0 bytes of features")
+        assert told.startswith("features are not kept" if place == "none" else "removed 0 bytes of features")
     else:
         assert told == ("features are not kept\n" if place == "none" else f"{given}: 0 B of at most 10.0 GiB\n")
     assert [path.name for path in tmp_path.iterdir()] == ["empty"]

@@ -108,10 +108,12 @@ def evict(place: Place) -> int:
 
 
 def listing(place: Place) -> list[dict[str, Any]]:
-    """Returns a record for each space: its folder's name, about, examples, bytes and last_used (seconds since 1970)."""
+    """Returns a record for each space that holds any: its folder's name, about, examples, bytes and last_used (seconds since 1970)."""
     spaces = []
     for folder in _spaces(place):
         held = list(_shards(folder))
+        if not held:  # All were evicted.
+            continue
         about: Any = {}
         with contextlib.suppress(OSError, ValueError):
             about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
@@ -139,11 +141,11 @@ def clear(place: Place) -> int:
     return freed
 
 
-def _count(shard: Path) -> int:
+def _count(file: Path) -> int:
     from tf_finetune.feature_cache.space import opened  # It needs NumPy, which takes its time.
 
-    rows = opened(shard, None, remove=False)
-    return 0 if rows is None else len(rows)
+    shard = opened(file, None, remove=False)
+    return 0 if shard is None else len(shard.keys)
 
 
 def _spaces(place: Place) -> list[Path]:

@@ -1,7 +1,7 @@
 """The features of one way of computing them, on disk.
 
-A space is a folder. It holds shards: NumPy files of about SHARD_BYTES at most, each named by the SHA-256 of its
-content, so that a damaged one is known by its name. A shard is written aside, renamed when whole and never changed, so
+A space is a folder. It holds shards: files of two NumPy arrays, of about SHARD_BYTES at most, each named by the SHA-256
+of its content, so that a damaged one is known by its name. A shard is written aside, renamed when whole and never changed, so
 any number of processes can share a space, and one that is killed leaves it valid.
 
 Dimension letters: D features, N examples.
@@ -10,6 +10,7 @@ Dimension letters: D features, N examples.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import io
 import json
@@ -18,7 +19,7 @@ import os
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -67,12 +68,12 @@ class Space:
             shard = opened(file, size)
             if shard is None:
                 continue
-            held = [(row, key) for row, key in enumerate(_keys(shard)) if key in places]
+            held = [(row, key) for row, key in enumerate(_split(shard.keys)) if key in places]
             if not held or not _is_sound(file):
                 continue
             for row, key in held:
                 wanted = places.pop(key, [])
-                rows[wanted] = shard["features"][row]
+                rows[wanted] = shard.features[row]
                 known[wanted] = True
             with contextlib.suppress(OSError):
                 os.utime(file)  # What was used last goes last.
@@ -87,11 +88,9 @@ class Space:
         """
         if not self.writable or not len(keys):
             return
-        table = np.zeros(len(keys), _dtype(rows.shape[1]))
-        table["key"] = np.frombuffer(b"".join(keys), np.uint8).reshape(-1, KEY_BYTES)
-        table["features"] = rows
         content = io.BytesIO()
-        np.save(content, table, allow_pickle=False)
+        for array in (np.frombuffer(b"".join(keys), np.uint8).reshape(-1, KEY_BYTES), rows.astype("<f4", copy=False)):
+            np.save(content, array, allow_pickle=False)
         name = hashlib.sha256(content.getbuffer()).hexdigest()
         self._put(f"{name}.npy", content.getvalue())
 
@@ -134,15 +133,26 @@ def _verdict_name(text: bytes) -> str:
     return f"{VERDICT}{hashlib.sha256(text).hexdigest()[:16]}.json"
 
 
-def _dtype(size: int) -> np.dtype:
-    return np.dtype([("key", np.uint8, KEY_BYTES), ("features", "<f4", size)])
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """A shard as memory maps; the keys come first in the file, so that looking for one touches no features.
+
+    Attributes:
+        keys: uint8 [N, KEY_BYTES].
+        features: float32 [N, D].
+    """
+
+    keys: np.ndarray
+    features: np.ndarray
 
 
-def opened(file: Path, size: int | None, remove: bool = True) -> np.ndarray | None:
-    """Returns a shard as a memory map, or None, and removes the file, where it is cut off or no shard of this size."""
+def opened(file: Path, size: int | None, remove: bool = True) -> Shard | None:
+    """Returns a shard, or None, and removes the file, where it is cut off or no shard of this size."""
     try:
-        shard = np.lib.format.open_memmap(file, mode="r")
-        if shard.ndim == 1 and shard.dtype == _dtype(shard.dtype["features"].shape[0] if size is None else size):
+        with file.open("rb") as stream:
+            shard = Shard(_mapped(stream, "|u1"), _mapped(stream, "<f4"))
+        same = shard.keys.shape == (len(shard.features), KEY_BYTES)
+        if same and shard.features.ndim == 2 and size in (None, shard.features.shape[1]):
             return shard
     except OSError:  # Another process has removed it, or it cannot be read just now.
         return None
@@ -153,8 +163,26 @@ def opened(file: Path, size: int | None, remove: bool = True) -> np.ndarray | No
     return None
 
 
-def _keys(shard: np.ndarray) -> list[bytes]:
-    return [key.tobytes() for key in np.ascontiguousarray(shard["key"])]
+def _mapped(stream: BinaryIO, dtype: str) -> np.ndarray:
+    """Returns the array that begins here in NumPy's format, mapped, and goes on to its end.
+
+    Raises:
+        ValueError: There is none, it has another type, or it is cut off.
+    """
+    if np.lib.format.read_magic(stream) != (1, 0):
+        raise ValueError("another version of the format")
+    shape, _, found = np.lib.format.read_array_header_1_0(stream)
+    if found != np.dtype(dtype):
+        raise ValueError(f"numbers of type {found}")
+    start = stream.tell()
+    array = np.memmap(stream, found, "r", start, shape)  # It refuses what is longer than the file.
+    stream.seek(start + array.nbytes)
+    return array
+
+
+def _split(keys: np.ndarray) -> list[bytes]:
+    joined = keys.tobytes()
+    return [joined[first : first + KEY_BYTES] for first in range(0, len(joined), KEY_BYTES)]
 
 
 def _is_sound(file: Path) -> bool:

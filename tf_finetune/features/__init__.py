@@ -118,6 +118,7 @@ def batches(
     calls = -(-count // (size * replicas))
     indices, given = tf.constant(order, tf.int64), tf.constant(seeds, tf.int32)
 
+    @tf.autograph.experimental.do_not_convert  # There is nothing to convert, and looking takes half a second.
     def read(slot: tf.Tensor) -> tf.Tensor:
         place = tf.minimum(slot, count - 1)
         return load(tf.gather(indices, place), tf.gather(given, place))

@@ -27,7 +27,7 @@ from tf_finetune.features import Progress, Source
 
 log = logging.getLogger(__name__)
 
-VERSION = 1  # Of how examples are prepared and features computed; a change makes all cached features void.
+VERSION = 2  # Of how examples are prepared, and features computed and kept; a change makes what is cached void.
 FLUSH_SECONDS = (1.0, 15.0)  # Between shards: at first, and in the end.
 MOST_VIEWS = 100_003  # Of one example; a prime, so that seeds do not meet.
 LARGE = 256  # Photos from which turning variables into constants, and checking 16 bits, are paid back.
@@ -47,6 +47,10 @@ class Way:
 
 
 EXACT = Way()
+
+
+class SpoiltError(Exception):
+    """A way that is not exact gave features that are no numbers."""
 
 
 class Passes:
@@ -101,9 +105,13 @@ class Passes:
             augmentation: What the distortions depend on: `random_seed`, and the settings.
 
         Raises:
-            BackboneError: Some features are NaN or infinite.
+            SpoiltError: Some features are NaN or infinite, and may be fine when they are computed exactly.
+            BackboneError: They are so even then.
         """
         rows, computed, spoilt = self._rows(examples, way, augmentation)
+        if spoilt and way != EXACT:
+            self.checked.setdefault(way, set()).update(computed)  # It was a check after all: all must be sent again.
+            raise SpoiltError(f"{spoilt:,} of {len(rows):,} examples give NaN or infinite features in {way.precision}")
         self.sent |= computed
         if spoilt:
             raise BackboneError(
@@ -136,10 +144,11 @@ class Passes:
         folders = (self._original.saved_model, self._original.preprocessor)
         return [content_of(Path(folder)) if folder else None for folder in folders]
 
-    def calls(self, chosen: Way) -> tuple[int, int]:
+    def calls(self, chosen: Way | None) -> tuple[int, int]:
         """Returns how many distinct examples were sent, for training by a way and for evaluation; and the extra passes
-        that checking it took."""
-        used = self.sent | self.checked.get(chosen, set())
+        that checking it took. Without a way, all that a check sent was extra.
+        """
+        used = self.sent | (self.checked.get(chosen, set()) if chosen else set())
         return len(used), sum(len(sent) for way, sent in self.checked.items() if way != chosen)
 
     def _rows(

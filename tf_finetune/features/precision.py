@@ -56,7 +56,7 @@ def choose(
             chosen = way
             break
         decoding = " with scaled decoding" * way.scaled
-        reason = f"{wanted}{decoding} does not agree with float32: {_figures(verdict)}"
+        reason = f"{wanted}{decoding} does not agree with float32: {verdict.get('reason') or _figures(verdict)}"
         log.info("%s", reason)
     if chosen != EXACT:
         reason = f"agrees with float32 on {verdict['examples']} training examples" + f"; {reason}" * bool(reason)
@@ -71,8 +71,22 @@ def choose(
     }
 
 
+def take_back(
+    passes: Passes, way: Way, sample: Callable[[bool], Source], record: Mapping[str, Any], reason: str
+) -> dict[str, Any]:
+    """Returns what the report says when a way that was chosen fails on examples that the check did not look at.
+
+    The verdict is kept, so that the next job does not try it again.
+    """
+    log.warning("training features: float32 after all: %s", reason)
+    kept = {name: record[name] for name in ("examples", "median_cosine", "least_cosine")}
+    digests = [digest.hex() for digest in sample(False).digests]
+    passes.space(way).keep_verdict({**kept, "agrees": False, "reason": reason, "digests": digests})
+    return {**record, "features": EXACT.precision, "scaled_decoding": EXACT.scaled, "reason": reason}
+
+
 def for_fine_tuning(
-    passes: Passes, asked: str, steps: int, sample: Callable[[bool], Source]
+    passes: Passes, asked: str, steps: int, batch_size: int, sample: Callable[[bool], Source]
 ) -> tuple[tuple[str, ...], str]:
     """Returns the precisions in which a whole network may be trained, of which the fastest is to be taken, and why.
 
@@ -80,6 +94,7 @@ def for_fine_tuning(
         passes: The passes through the backbone as its SavedModel has it.
         asked: The hyperparameter `precision`.
         steps: Of the training.
+        batch_size: Of the training.
         sample: The examples to check on, decoded in full.
     """
     able = devices.sixteen_bit()
@@ -94,7 +109,20 @@ def for_fine_tuning(
     verdict = _checked(passes, Way(able), sample)
     if not verdict["agrees"]:
         return ("float32",), f"{able} does not agree with float32: {_figures(verdict)}"
-    return (able,) if asked == able else ("float32", able), f"agrees with float32: {_figures(verdict)}"
+    agrees = f"agrees with float32: {_figures(verdict)}"
+    if asked == able:
+        return (able,), agrees
+    for known in passes.space(Way(able)).verdicts():
+        if known.get("fastest") in ("float32", able) and known.get("batch_size") == batch_size:
+            return (known["fastest"],), f"{able} {agrees}; {known['fastest']} was the faster when it was timed before"
+    return ("float32", able), agrees
+
+
+def keep_fastest(passes: Passes, batch_size: int, chosen: str) -> None:
+    """Remembers which precision a trial found the fastest, so that the same job computes the same again."""
+    able = devices.sixteen_bit()
+    if able:
+        passes.space(Way(able)).keep_verdict({"fastest": chosen, "batch_size": batch_size})
 
 
 def _figures(verdict: Mapping[str, Any]) -> str:
@@ -129,9 +157,9 @@ def _checked(passes: Passes, way: Way, sample: Callable[[bool], Source]) -> dict
     exact = sample(False)
     names = [digest.hex() for digest in exact.digests]
     space = passes.space(way)
-    for verdict in space.verdicts():
-        if _is_about(verdict, names):
-            return dict(verdict)
+    known = [verdict for verdict in space.verdicts() if _is_about(verdict, names)]
+    if known:
+        return dict(min(known, key=lambda verdict: bool(verdict["agrees"])))  # What failed once is not tried again.
     reference, tried = passes.check(exact, EXACT), passes.check(sample(way.scaled), way)
     cosines = _cosines(reference, tried)
     median, least = float(np.median(cosines)), float(cosines.min())

@@ -95,7 +95,7 @@ def fit(
                 return training.fit_head(model, *examples_of, settings, strategy, progress)
             head = training.solve(model, read.frozen, settings, progress)
     with watch.stage("head" if settings.train_only_top_layer else "fine_tuning"):
-        fitted = training.fit(model, *examples_of, settings, strategy, progress, read.precisions)
+        fitted = training.fit(model, *examples_of, settings, strategy, progress, read.precisions, read.remember)
     return dataclasses.replace(fitted, head=head)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -27,7 +28,7 @@ from tf_finetune.backbone import interface
 from tf_finetune.classifier import Classifier
 from tf_finetune.examples import Examples
 from tf_finetune.features import Progress, Source, precision
-from tf_finetune.features.frozen import LARGE, Passes
+from tf_finetune.features.frozen import EXACT, LARGE, Passes, SpoiltError, Way
 from tf_finetune.hyperparameters import Hyperparameters
 from tf_finetune.job import Job
 from tf_finetune.report.stopwatch import Stopwatch
@@ -47,12 +48,14 @@ class Read:
         frozen: Features of training that a head can be solved on, or None where none is.
         precision: What report.json says of how features were computed, and why a whole network is trained as it is.
         precisions: Those that the steps of a training may be computed in; the fastest is taken.
+        remember: Told which that was.
     """
 
     sources: Mapping[str, Source]
     frozen: Source | None
     precision: dict[str, Any]
     precisions: tuple[str, ...] = ("float32",)
+    remember: Callable[[str], None] | None = None
 
 
 def read_parts(planned: Job) -> dict[str, Examples]:
@@ -151,8 +154,9 @@ def read_sources(
         raw["training"] = dataclasses.replace(raw["training"], load=load)
     plan = steps.plan_of(len(parts["training"]), passes.strategy.num_replicas_in_sync, settings)
     read = sampled(parts["training"], medium, preprocessing)
-    precisions, reason = precision.for_fine_tuning(passes, settings.precision, plan.steps, read)
-    return Read(raw, frozen, {**record, "fine_tuning_reason": reason}, precisions)
+    precisions, reason = precision.for_fine_tuning(passes, settings.precision, plan.steps, plan.batch_size, read)
+    remember = functools.partial(precision.keep_fastest, passes, plan.batch_size)
+    return Read(raw, frozen, {**record, "fine_tuning_reason": reason}, precisions, remember)
 
 
 def training_features(
@@ -169,13 +173,21 @@ def training_features(
         lambda: medium.can_scale(first_of(part), preprocessing),
     )
     distorted = settings.augmentation and settings.train_only_top_layer
-    load = medium.loader(part, preprocessing, settings if distorted else None, scaled=way.scaled)
-    source = features.source(part, load, settings.augmentation_views if distorted else 1)
     augmentation = None
     if distorted:
         names = [name for name in hyperparameters.NAMES if name.startswith("augmentation_random")]
         augmentation = {name: getattr(settings, name) for name in ("random_seed", *names)}
-    return passes.features(source, way, augmentation), record
+
+    def computed(way: Way) -> Source:
+        load = medium.loader(part, preprocessing, settings if distorted else None, scaled=way.scaled)
+        source = features.source(part, load, settings.augmentation_views if distorted else 1)
+        return passes.features(source, way, augmentation)
+
+    try:
+        return computed(way), record
+    except SpoiltError as error:
+        record = precision.take_back(passes, way, read, record, str(error))
+    return computed(EXACT), record
 
 
 def first_of(part: Examples) -> Examples:

@@ -54,7 +54,7 @@ def account(
     settings: Hyperparameters,
 ) -> dict[str, Any]:
     """Returns what the report says of the passes through the backbone: how many, and in which precision."""
-    way = Way(chosen["features"] or "float32", bool(chosen.get("scaled_decoding")))
+    way = Way(chosen["features"], bool(chosen["scaled_decoding"])) if chosen["features"] else None
     calls, checks = passes.calls(way)
     if not settings.train_only_top_layer:  # Its epochs read every example.
         calls = len({example.digest for part in parts.values() for example in part.items})

@@ -82,6 +82,7 @@ def fit(
     strategy: tf.distribute.Strategy,
     progress: Progress | None = None,
     precisions: Sequence[str] = ("float32",),
+    remember: Callable[[str], None] | None = None,
 ) -> Fitted:
     """Trains a classifier and leaves it with the weights of its best epoch by eval_metric on validation.
 
@@ -109,6 +110,8 @@ def fit(
     answer = steps.make_answer(model, validation.is_features) if validation else None
     batches = iter(strategy.distribute_datasets_from_function(lambda context: steps.stream(training, plan)))
     precision, batches = trial.fastest(step, batches, [*_all_variables(model), *optimizer.variables], precisions)
+    if remember and len(precisions) > 1:
+        remember(precision)
     history: list[dict[str, Any]] = []
     best, kept = Standing(), _weights(model)
     for epoch in range(1, plan.epochs + 1):

@@ -17,7 +17,8 @@ import numpy as np
 
 BAND = (0.1, 10.0)  # Of a feature's deviation to the median one's: within it, features keep their scales.
 LEAST_SPREAD = 1e-5  # Of a feature's deviation to its mean; float32 cannot tell less from a constant.
-MOST_STEPS, MEMORY = 1000, 10  # Of L-BFGS for one strength, and those that it remembers.
+MOST_STEPS = 1000  # Of L-BFGS for one strength.
+LEAST_GAIN = 1e-9  # Of a step of L-BFGS, as a share of the objective: float32 cannot tell less from none.
 MOST_PARAMETERS = 2**19  # Of heads that are fitted at once; L-BFGS holds some 25 times as many numbers.
 BLOCK = 2**20  # Numbers that are computed at a time.
 ONE_THREAD = 2**30  # Multiplications of one product from which several threads are worth it.
@@ -67,6 +68,7 @@ def threads(multiplications: int) -> contextlib.AbstractContextManager[object]:
 
     Several wait for each other by spinning: on a machine that has other work too, that takes many times as long.
     """
+    import scipy.optimize  # noqa: F401  (so that its library of products is there to be limited)
     from threadpoolctl import threadpool_limits
 
     return threadpool_limits(1, user_api="blas") if multiplications < ONE_THREAD else contextlib.nullcontext()
@@ -143,7 +145,7 @@ def minimise(heads: Heads, l2: float, start: np.ndarray, tolerance: float) -> tu
         if (reached <= tolerance * at_zero).all():
             raise StopIteration
 
-    options = {"maxiter": MOST_STEPS, "maxcor": MEMORY, "gtol": 0.0, "ftol": 0.0}
+    options = {"maxiter": MOST_STEPS, "gtol": 0.0, "ftol": LEAST_GAIN}
     with contextlib.suppress(StopIteration):  # Before scipy 1.11 it passes through.
         optimize.minimize(evaluate, start.ravel(), jac=True, method="L-BFGS-B", callback=look, options=options)
     return found, reached / at_zero, count

@@ -18,7 +18,7 @@ FOLDS = 5
 STRENGTHS = tuple(float(strength) for strength in np.geomspace(300, 3e-6, 20))  # From strong to weak.
 DEFAULT_STRENGTH = 0.3  # Where there is too little to cross-validate.
 PATIENCE = 3  # Strengths in a row that are not better, after which the path ends.
-PATH_TOLERANCE, TOLERANCE = 1e-3, 1e-5  # Of a gradient's norm to that at zero weights, on the path and at the end.
+PATH_TOLERANCE, TOLERANCE = 1e-3, 1e-6  # Of a gradient's norm to that at zero weights, on the path and at the end.
 ABSENT = -20.0  # Bias of a class without examples: a probability of at most e^-20.
 MOST_ROWS = 20_000  # That cross-validation looks at.
 

@@ -77,6 +77,7 @@ def stream(source: Source, plan: Plan) -> tf.data.Dataset:
     width = plan.slots * plan.replicas
     labels, keys = tf.constant(source.labels), tf.constant(source.keys)
 
+    @tf.autograph.experimental.do_not_convert  # There is nothing to convert, and looking takes half a second.
     def example(counter: tf.Tensor) -> tuple[tf.Tensor, ...]:
         step, slot = counter // width, counter % width
         epoch, first = step // plan.steps_per_epoch, step % plan.steps_per_epoch * plan.batch_size
@@ -138,7 +139,7 @@ def make_step(
         plain = tf.reduce_sum(heads.cross_entropy(logits, labels, model.num_classes) * shares)
         return objective, plain, hits
 
-    @tf.function
+    @tf.function(autograph=False)
     def step(batch: Any) -> tuple[tf.Tensor, ...]:
         results = strategy.run(replica, args=batch)
         return tuple(strategy.reduce("SUM", result, axis=None) for result in results)
@@ -149,7 +150,7 @@ def make_step(
 def make_answer(model: Classifier, of_features: bool) -> Callable[[tf.Tensor], tf.Tensor]:
     """Returns the function from what a source holds to probabilities, float32 [B, K]."""
 
-    @tf.function
+    @tf.function(autograph=False)
     def answer(inputs: tf.Tensor) -> tf.Tensor:
         outputs = inputs if of_features else model.backbone(inputs, training=False)
         return heads.probabilities(model.head(outputs))

@@ -8,7 +8,7 @@ from sklearn.linear_model import LogisticRegression
 
 from tf_finetune.training import logistic, solver
 
-CLOSE = 2e-3
+CLOSE = 1e-3
 
 
 def clusters(count: int, size: int = 12, num_classes: int = 3, spread: float = 1.5, seed: int = 0):
@@ -71,6 +71,34 @@ def test_each_head_of_the_path_is_solved():
     seen = solver.path(features, labels, 3, stop_early=False)
     assert np.max(seen.gradients) <= solver.PATH_TOLERANCE
     assert np.shape(seen.gradients) == (len(solver.STRENGTHS), solver.FOLDS)
+
+
+def test_a_loose_tolerance_takes_fewer_steps(monkeypatch):
+    features, labels = clusters(200, 30)
+    tight = solver.path(features, labels, 3, stop_early=False)
+    monkeypatch.setattr(solver, "PATH_TOLERANCE", 0.1)
+    assert solver.path(features, labels, 3, stop_early=False).iterations < tight.iterations / 2
+
+
+def test_a_warm_path_ends_where_a_cold_start_does(monkeypatch):
+    monkeypatch.setattr(solver, "PATH_TOLERANCE", solver.TOLERANCE)
+    features, labels = clusters(200, 30)
+    strengths = [10.0, 1.0, 0.1, 0.05]
+    warm = solver.path(features, labels, 3, strengths=strengths, stop_early=False)
+    cold = solver.path(features, labels, 3, strengths=strengths[-1:], stop_early=False)
+    assert warm.tried[-1]["loss"] == pytest.approx(cold.tried[-1]["loss"], rel=CLOSE)
+    assert warm.tried[-1]["accuracy"] == cold.tried[-1]["accuracy"]
+
+
+def test_the_last_head_is_solved_closely_enough_at_a_weak_strength(monkeypatch):
+    monkeypatch.setattr(solver, "STRENGTHS", (1e-4, 3e-5, 1e-5))
+    features, labels = clusters(300, 60, spread=3.0)
+    solved = solver.solve(features, labels, 3)
+    elsewhere, _ = clusters(300, 60, spread=3.0, seed=1)
+    monkeypatch.setattr(solver, "TOLERANCE", 1e-9)
+    monkeypatch.setattr(logistic, "LEAST_GAIN", 0.0)
+    exact = solver.solve(features, labels, 3)
+    np.testing.assert_allclose(answers(solved, elsewhere), answers(exact, elsewhere), atol=0.02)
 
 
 def test_a_weight_of_two_is_a_row_given_twice():
@@ -138,9 +166,12 @@ def test_the_span_of_the_rows_gives_the_same_head(monkeypatch):
     np.testing.assert_allclose(answers(small, features), answers(full, features), atol=CLOSE)
 
 
-def test_the_same_rows_give_the_same_bits():
-    features, labels = clusters(100, 40)
-    one, other = solver.solve(features, labels, 3), solver.solve(features, labels, 3)
+@pytest.mark.parametrize("size", [40, 400])
+def test_the_same_rows_give_the_same_bits(size):
+    features, labels = clusters(100, size)
+    elsewhere = np.empty(features.size + 3, np.float32)[3:].reshape(features.shape)  # At another alignment.
+    elsewhere[:] = features
+    one, other = solver.solve(features, labels, 3), solver.solve(elsewhere, labels, 3)
     np.testing.assert_array_equal(one.kernel, other.kernel)
     np.testing.assert_array_equal(one.bias, other.bias)
 
@@ -149,6 +180,14 @@ def test_a_common_scale_and_an_offset_change_nothing():
     features, labels = clusters(100)
     plain, moved = solver.solve(features, labels, 3), solver.solve(features * 1000 + 5000, labels, 3)
     np.testing.assert_allclose(answers(plain, features), answers(moved, features * 1000 + 5000), atol=5e-3)
+
+
+def test_features_keep_their_scale_within_a_band_and_constants_count_nothing():
+    deviations = np.array([1e-6, 0.5, 1, 1, 1, 2, 1e6, 0])
+    signs = np.where(np.arange(20) % 2 == 0, 1.0, -1.0)[:, None]
+    basis = logistic.make_basis((signs * deviations).astype(np.float32), np.ones(20))
+    least, most = logistic.BAND
+    np.testing.assert_allclose(deviations / basis.unit, [least, 0.5, 1, 1, 1, 2, most, 0], rtol=1e-5)
 
 
 def test_features_of_very_different_scales_all_count():
@@ -196,6 +235,24 @@ def test_more_rows_than_are_looked_at_are_all_fitted_to(monkeypatch):
     assert np.bincount(labels[folds >= 0]).tolist() == [34, 34, 34]
     solved = solver.solve(features, labels, 3)
     np.testing.assert_allclose(answers(solved, features), reference(features, labels, solved.l2), atol=CLOSE)
+    assert max(step["accuracy"] for step in solved.path) > 0.5
+
+
+def test_a_row_far_out_does_not_overflow():
+    features, labels = clusters(90)
+    features[0] *= 1e6
+    weights = np.where(np.arange(90) == 0, 1e-20, 1.0)  # Or it would set the scale of the features.
+    solved = solver.solve(features, labels, 3, weights)
+    without = solver.solve(features[1:], labels[1:], 3)
+    assert np.isfinite([step["loss"] for step in solved.path]).all()
+    assert (answers(solved, features[1:]).argmax(1) == answers(without, features[1:]).argmax(1)).mean() > 0.9
+
+
+def test_a_class_of_one_is_always_fitted_to():
+    labels = np.array([0, 0, 0, 1, 1, 1, 2])
+    folds, count = solver.split(labels, np.arange(7))
+    assert folds[-1] == count
+    assert set(folds[:-1]) == set(range(count))
 
 
 def test_heads_that_are_too_many_at_once_are_solved_one_by_one(monkeypatch):
