@@ -2,7 +2,7 @@
 
 The backbone's variables are frozen into constants; the pass over training photos is 16-bit where the job says so, that
 over validation photos float32. Both graphs are compiled before the clock starts. The pass is the first of its process,
-as ours is; it is also repeated, and the median of three (warm: memory is at hand, files are in the kernel's cache) told.
+as ours is; it is also repeated, and the median of three told, in which memory and files are at hand.
 """
 
 from __future__ import annotations

@@ -108,7 +108,9 @@ def evict(place: Place) -> int:
 
 
 def listing(place: Place) -> list[dict[str, Any]]:
-    """Returns a record for each space that holds any: its folder's name, about, examples, bytes and last_used (seconds since 1970)."""
+    """Returns a record for each space that holds any: its folder's name, about, examples, bytes, and last_used in
+    seconds since 1970.
+    """
     spaces = []
     for folder in _spaces(place):
         held = list(_shards(folder))

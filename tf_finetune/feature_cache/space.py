@@ -1,8 +1,8 @@
 """The features of one way of computing them, on disk.
 
 A space is a folder. It holds shards: files of two NumPy arrays, of about SHARD_BYTES at most, each named by the SHA-256
-of its content, so that a damaged one is known by its name. A shard is written aside, renamed when whole and never changed, so
-any number of processes can share a space, and one that is killed leaves it valid.
+of its content, so that a damaged one is known by its name. A shard is written aside, renamed when whole and never
+changed, so any number of processes can share a space, and one that is killed leaves it valid.
 
 Dimension letters: D features, N examples.
 """

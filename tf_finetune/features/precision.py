@@ -98,14 +98,9 @@ def for_fine_tuning(
         sample: The examples to check on, decoded in full.
     """
     able = devices.sixteen_bit()
-    if asked == "float32":
-        return ("float32",), "as asked"
-    if asked not in ("auto", able) or able is None:
-        return ("float32",), f"this machine has no {asked} in hardware" if able else "there are no 16 bits in hardware"
-    if able == "float16":
-        return ("float32",), "gradients in float16 would need loss scaling, which is not done"
-    if asked == "auto" and steps < TRIED_FROM:
-        return ("float32",), f"with fewer than {TRIED_FROM} steps trying 16 bits would take longer than it could save"
+    reason = _against_fine_tuning(asked, able, steps)
+    if reason or able is None:
+        return ("float32",), reason
     verdict = _checked(passes, Way(able), sample)
     if not verdict["agrees"]:
         return ("float32",), f"{able} does not agree with float32: {_figures(verdict)}"
@@ -116,6 +111,21 @@ def for_fine_tuning(
         if known.get("fastest") in ("float32", able) and known.get("batch_size") == batch_size:
             return (known["fastest"],), f"{able} {agrees}; {known['fastest']} was the faster when it was timed before"
     return ("float32", able), agrees
+
+
+def _against_fine_tuning(asked: str, able: str | None, steps: int) -> str:
+    """Returns why a whole network is not trained in 16 bits, or nothing where that is worth a check."""
+    if asked == "float32":
+        return "as asked"
+    if able is None:
+        return "there are no 16 bits in hardware"
+    if asked not in ("auto", able):
+        return f"this machine has no {asked} in hardware"
+    if able == "float16":
+        return "gradients in float16 would need loss scaling, which is not done"
+    if asked == "auto" and steps < TRIED_FROM:
+        return f"with fewer than {TRIED_FROM} steps trying 16 bits would take longer than it could save"
+    return ""
 
 
 def keep_fastest(passes: Passes, batch_size: int, chosen: str) -> None:
