@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tf_finetune import examples, storage
+from tf_finetune import examples, inspection, storage
 from tf_finetune.examples import Examples
+from tf_finetune.hyperparameters import Hyperparameters
 
 # What Keras's own reader takes; what it does not take is left out for everyone.
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
@@ -26,13 +27,15 @@ class Data:
         task: "image" or "text".
         channel: The folder that our command gets.
         name: What to call them in the table.
-        everything: All of them.
+        everything: All of them that can be used.
+        groups: Near duplicates, which stay on one side of the split.
     """
 
     task: str
     channel: Path
     name: str
     everything: Examples
+    groups: dict[str, str]
 
 
 def photos(folder: Path | None, place: Path, limit: int | None) -> Data:
@@ -51,7 +54,7 @@ def photos(folder: Path | None, place: Path, limit: int | None) -> Data:
             number = len(list((place / class_folder.name).iterdir()))
             if limit is None or number < limit:
                 (place / class_folder.name / f"{number:05}{file.suffix.lower()}").symlink_to(file.resolve())
-    return Data("image", place, name, examples.read("image", place))
+    return _inspected("image", place, name)
 
 
 def texts(folder: Path | None, place: Path, limit: int | None) -> Data:
@@ -63,7 +66,15 @@ def texts(folder: Path | None, place: Path, limit: int | None) -> Data:
         those = [item for item in found.items if item.label == label]
         rows += [(class_name, str(item.content)) for item in those[:limit]]
     _write(place, rows)
-    return Data("text", place, name, examples.read("text", place))
+    return _inspected("text", place, name)
+
+
+def _inspected(task: str, place: Path, name: str) -> Data:
+    """Returns what our command would use of a channel, and what it would keep together."""
+    converted = place.with_name(f"{place.name}-converted")
+    converted.mkdir()
+    seen = inspection.inspect(task, {"training": place}, Hyperparameters(), converted)
+    return Data(task, place, name, seen.parts["training"], dict(seen.groups))
 
 
 def _write(place: Path, rows: Sequence[tuple[str, str]]) -> None:
@@ -92,7 +103,8 @@ def split(data: Data, seed: int, place: Path) -> dict[str, Any]:
         seed: As our command's random_seed, whose split this is.
         place: Where the folders of links go; made once for each seed.
     """
-    parts = dict(zip(("training", "validation"), examples.split(data.everything, RATIO, seed), strict=True))
+    sides = examples.split(data.everything, RATIO, seed, data.groups)
+    parts = dict(zip(("training", "validation"), sides, strict=True))
     job: dict[str, Any] = {"class_names": list(data.everything.class_names), "seed": seed, "digests": {}}
     for part, chosen in parts.items():
         job[part] = [(os.fspath(item.content), item.label) for item in chosen.items]

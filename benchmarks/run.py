@@ -22,14 +22,16 @@ import ours
 import picture
 import table
 from bench import Bench
-from sections import accuracy, frozen, head, memory, text, whole
+from sections import accuracy, frozen, head, leak, memory, text, whole
 
 HERE = Path(__file__).parent
 SECTIONS: dict[str, Any] = {
-    "frozen": frozen, "text": text, "head": head, "whole": whole, "memory": memory, "accuracy": accuracy
+    "frozen": frozen, "text": text, "head": head, "whole": whole, "memory": memory, "accuracy": accuracy,
+    "leak": leak,
 }  # fmt: skip
 QUICK_SECTIONS = ("frozen", "text", "head")
-PHOTO_SECTIONS, TEXT_SECTIONS = {"frozen", "whole", "memory", "accuracy"}, {"text"}
+PHOTO_SECTIONS, TEXT_SECTIONS = {"frozen", "whole", "memory", "accuracy", "leak"}, {"text"}
+WITHOUT_BACKBONE = {"leak"}
 QUICK_LIMIT = {"image": 24, "text": 60}  # Examples of a class.
 
 
@@ -68,7 +70,7 @@ def measure(flags: argparse.Namespace, chosen: Sequence[str], scratch: Path) -> 
         "runs": {},
     }
     for name in chosen:
-        if _task(name) and _task(name) not in bench.backbones:
+        if _task(name) and _task(name) not in bench.backbones and name not in WITHOUT_BACKBONE:
             continue  # Told of in left_out.
         print(f"{name}:", file=sys.stderr, flush=True)
         runs, figures = SECTIONS[name].measure(bench)
@@ -97,7 +99,9 @@ def prepare(flags: argparse.Namespace, chosen: Sequence[str], scratch: Path) -> 
         epochs=3 if flags.quick else flags.epochs,
         quick=flags.quick,
     )
-    for task in tasks:
+    for task in dict.fromkeys(_task(section) for section in chosen if section not in WITHOUT_BACKBONE):
+        if task is None:
+            continue
         print(f"making the backbone for {task} ready ...", file=sys.stderr, flush=True)
         job = {"data": str(bench.data[task].channel), "backbone": handles[task], "scratch": str(scratch)}
         try:

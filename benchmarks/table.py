@@ -62,6 +62,8 @@ def _contenders(section: str, runs: Sequence[Mapping[str, Any]]) -> str:
         "photos/s": ("photos_per_second", ".1f"),
         "accuracy": ("accuracy", ".4f"),
         "peak memory, MB": ("peak_megabytes", ",.0f"),
+        "validation photos": ("validation_photos", ",.0f"),
+        "of them in training": ("leaked_photos", ",.0f"),
     }
     used = {title: column for title, column in columns.items() if any(column[0] in run for run in runs)}
     rows = []

@@ -26,6 +26,7 @@ def train(
     model: str | os.PathLike[str] | None = None,
     replicas: int | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
+    split: str | os.PathLike[str] | None = None,
     **hyperparameters: Any,
 ) -> dict[str, Any]:
     """Trains on class folders or data.csv and writes archive and report; returns what report.json holds.
@@ -39,6 +40,7 @@ def train(
         model: Folder or .tar.gz of a pretrained SavedModel, instead of the hyperparameter `backbone`.
         replicas: Devices to train on; by default all GPUs, or the CPU.
         cache_dir: Folder where features are kept between jobs, or "none"; by default below TF_FINETUNE_CACHE.
+        split: The split.csv of an earlier job, whose examples stay where they were; new ones join them.
         **hyperparameters: See `tf-finetune hyperparameters`.
 
     Raises:
@@ -47,24 +49,27 @@ def train(
     from tf_finetune import job
 
     channels = {"training": training, "validation": validation, "test": test, "model": model}
-    planned = job.plan(channels, hyperparameters, output, model_name, replicas=replicas, cache_dir=cache_dir)
+    planned = job.plan(
+        channels, hyperparameters, output, model_name, replicas=replicas, cache_dir=cache_dir, split=split
+    )
     from tf_finetune import devices, pipeline  # noqa: F401  (devices first: it imports TensorFlow without its noise)
 
     return pipeline.run(planned)
 
 
-def load(archive: str | os.PathLike[str]) -> Predictor:
+def load(archive: str | os.PathLike[str], trust_backbone: bool = False) -> Predictor:
     """Returns a trained model that answers: `.predict(examples)`, `.class_names`, `.task`.
 
     Args:
         archive: A model.tar.gz, or the folder that it was unpacked to.
+        trust_backbone: Whether its graph may read or write files, or run Python code: it can do whatever you can.
 
     Raises:
         tf_finetune.errors.FinetuneError: It is no archive of tf_finetune.
     """
     from tf_finetune import predictor
 
-    return predictor.load(os.fspath(archive))
+    return predictor.load(os.fspath(archive), trust_backbone)
 
 
 def __getattr__(name: str) -> Any:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gzip
+import itertools
 import json
 import os
 import shutil
@@ -24,8 +26,11 @@ MAX_MEMBERS = 100_000
 NAME_LIMIT = 1024  # Bytes of a member's name.
 PART_LIMIT = 255  # Bytes between two slashes: what the usual file systems hold.
 DEPTH_LIMIT = 64  # Folders within folders.
+DESCRIPTION = "tf_finetune.json"  # The file of a model's archive that says what it is.
+TASKS = ("image", "text")
 
 _CHUNK = 1 << 16  # Bytes. Also the longest header that is read, for headers go into memory whole.
+_DESCRIPTION_LIMIT = 1 << 20  # Bytes.
 _SHOWN = 100  # Characters of a name in a message.
 _GZIP_MAGIC = b"\x1f\x8b"
 _UNREADABLE = (tarfile.TarError, EOFError, zlib.error, ValueError, OverflowError, RecursionError, gzip.BadGzipFile)
@@ -244,18 +249,28 @@ def task_of(archive: Path | str) -> str:
     Raises:
         ExportError: It is no archive of ours.
     """
-    name = "tf_finetune.json"
     try:
-        if os.path.isdir(archive):
-            content = Path(archive, name).read_bytes()
-        else:
-            with tarfile.open(archive) as opened:
-                member = next(member for member in opened if member.name.removeprefix("./") == name)
-                stream = opened.extractfile(member)
-                content = stream.read(1 << 20) if stream else b""
-        return json.loads(content)["task"]
-    except (OSError, EOFError, ValueError, KeyError, TypeError, StopIteration, tarfile.TarError, zlib.error):
-        raise ExportError(
-            f"{archive} holds no model of tf_finetune: its tf_finetune.json is missing or broken. Expected a "
-            "model.tar.gz, or the folder that it was unpacked to."
-        ) from None
+        task = json.loads(_description(Path(archive)))["task"]
+        if task in TASKS:
+            return task
+    except (OSError, KeyError, TypeError, StopIteration, _RefusedError, *_UNREADABLE):
+        pass
+    raise ExportError(
+        f"{archive} holds no model of tf_finetune: its {DESCRIPTION} is missing or broken. Expected a model.tar.gz, "
+        "or the folder that it was unpacked to."
+    )
+
+
+def _description(place: Path) -> bytes:
+    """Returns the beginning of the file that describes a model, read with the same limits as in unpacking."""
+    if place.is_dir():
+        with (place / DESCRIPTION).open("rb") as file:
+            return file.read(_DESCRIPTION_LIMIT)
+    with place.open("rb") as raw:
+        stream = gzip.GzipFile(fileobj=raw) if raw.peek(2).startswith(_GZIP_MAGIC) else raw
+        members = itertools.islice(_members(_Reader(cast(BinaryIO, stream), MAX_BYTES)), MAX_MEMBERS)
+        tar, member = next(pair for pair in members if pair[1].isreg() and _parts(pair[1]) == [DESCRIPTION])
+        source = tar.extractfile(member)
+        assert source is not None  # It is a file.
+        chunks = iter(functools.partial(source.read, _CHUNK), b"")
+        return b"".join(itertools.islice(chunks, _DESCRIPTION_LIMIT // _CHUNK))

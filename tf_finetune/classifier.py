@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from tf_finetune.backbone import Backbone
@@ -73,6 +74,17 @@ def twin(model: Classifier, settings: Hyperparameters) -> Classifier:
     return copy
 
 
+def calibrate(model: Classifier, temperature: float) -> None:
+    """Divides the head's logits by a temperature: its kernel and bias are, so that the exported graph answers so.
+
+    Args:
+        model: Its head is assigned to.
+        temperature: Positive, of `evaluation.calibration`.
+    """
+    for variable in model.head.variables:
+        variable.assign(variable.numpy() / np.float32(temperature))
+
+
 def dropout(features: tf.Tensor, rate: float, keys: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     """Returns features with a share of them set to 0 and the rest scaled up, drawn anew for each example.
 
@@ -115,6 +127,5 @@ def cross_entropy(logits: tf.Tensor, labels: tf.Tensor, num_classes: int, label_
 def probabilities(logits: tf.Tensor) -> tf.Tensor:
     """Returns float32 [B, K], rows that sum to 1, from logits [B, K], or [1 - p, p] from logits [B, 1]."""
     if logits.shape[-1] == 1:
-        positive = tf.sigmoid(logits)
-        return tf.concat([1 - positive, positive], axis=1)
+        return tf.sigmoid(tf.concat([-logits, logits], axis=1))  # 1 - p would lose what a small 1 - p says.
     return tf.nn.softmax(logits)

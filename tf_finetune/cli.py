@@ -1,7 +1,7 @@
 """The command line: flags to records, errors to exit codes.
 
 Exit code 0 is success, 1 something the user can mend (one message on standard error, and in SageMaker's failure file
-during a job), 2 our own fault (a traceback).
+during a job), 2 our own fault (a traceback), 3 that `check` has found an error or a warning.
 """
 
 from __future__ import annotations
@@ -125,6 +125,17 @@ def _parser() -> Parser:
     evaluate = command("evaluate", _evaluate, "print the figures of an archive on labelled photos or texts, as JSON")
     evaluate.add_argument("archive", metavar="ARCHIVE", help="model.tar.gz, or the folder that it was unpacked to")
     evaluate.add_argument("channel", metavar="CHANNEL", help="folder of class folders, or with data.csv")
+    check = command("check", _check, "tell what is wrong with the data, before any training")
+    check.add_argument("training", metavar="CHANNEL", help="folder of class folders of photos, or with data.csv")
+    for name in ("validation", "test"):
+        check.add_argument(f"--{name}", metavar="CHANNEL", help="likewise; also compared with the first")
+    check.add_argument("--fix", metavar="quarantine=FOLDER", help="move photos that cannot be used to FOLDER")
+    check.add_argument("--max-pixels", "--max_pixels", metavar="VALUE", help="as in train")
+    check.add_argument("--group-by", "--group_by", metavar="VALUE", help="as in train")
+    check.add_argument("--cache-dir", "--cache_dir", metavar="PLACE", help="where features are kept, or none")
+    check.add_argument("--json", action="store_true", help="print JSON")
+    for asked in (predict, evaluate):
+        asked.add_argument("--trust-backbone", "--trust_backbone", action="store_true", help="as in train")
     backbones = command("backbones", _backbones, "list the backbones that are known by name, or show one")
     backbones.add_argument("id", metavar="ID", nargs="?", help="a backbone's id")
     backbones.add_argument("--json", action="store_true", help="print JSON")
@@ -157,6 +168,7 @@ def _add_train(commands: Any) -> None:
     places.add_argument(
         "--cache-dir", "--cache_dir", metavar="PLACE", help="folder where features are kept between runs, or none"
     )
+    places.add_argument("--split", metavar="FILE", help="split.csv of an earlier job: its examples stay")
     places.add_argument("--replicas", metavar="N", help="devices to train on (default: all GPUs, or one CPU)")
     rows = train.add_argument_group("hyperparameters (hyphens or underscores)")
     for row in hyperparameters.table():
@@ -189,6 +201,7 @@ def _train(flags: argparse.Namespace, rest: Sequence[str]) -> int:
         arn=place.job_arn,
         cache_dir=flags.cache_dir,
         checkpoints=environment.feature_folder(place),
+        split=flags.split,
     )
     _tell_result(_run(planned))
     return 0
@@ -279,7 +292,7 @@ def _predict(flags: argparse.Namespace, rest: Sequence[str]) -> int:
             examples.folders.check_any(Path(folder))
     from tf_finetune import predictor
 
-    model = predictor.load(flags.archive)
+    model = predictor.load(flags.archive, flags.trust_backbone)
     _answer_in_utf_8()
     for batch in predictor.batches(model.task, flags.inputs):
         for answer in model.predict(batch):
@@ -295,8 +308,22 @@ def _evaluate(flags: argparse.Namespace, rest: Sequence[str]) -> int:
     from tf_finetune import predictor
 
     _answer_in_utf_8()
-    print(json.dumps(predictor.evaluate(predictor.load(flags.archive), flags.channel), indent=2, ensure_ascii=False))
+    model = predictor.load(flags.archive, flags.trust_backbone)
+    print(json.dumps(predictor.evaluate(model, flags.channel), indent=2, ensure_ascii=False))
     return 0
+
+
+def _check(flags: argparse.Namespace, rest: Sequence[str]) -> int:
+    channels = {name: getattr(flags, name) for name in ("training", "validation", "test")}
+    _check_existence(*filter(None, channels.values()))
+    from tf_finetune import checking, feature_cache, storage
+
+    given = {"max_pixels": flags.max_pixels, "group_by": flags.group_by}
+    kept = feature_cache.place(flags.cache_dir, environment.feature_folder(environment.read()), storage.cache_folder())
+    text, code = checking.run(channels, given, kept, flags.json, flags.fix)
+    _answer_in_utf_8()
+    print(text)
+    return code
 
 
 def _answer_in_utf_8() -> None:

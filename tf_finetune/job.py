@@ -56,6 +56,7 @@ class Job:
         arn: The training job's ARN on SageMaker.
         replicas: Devices to train on; None for all GPUs or one CPU.
         feature_cache: Where the features of a frozen backbone are kept between jobs.
+        earlier_split: The side of each digest, as the split.csv has it that the user gave back; None without one.
     """
 
     task: str
@@ -71,6 +72,7 @@ class Job:
     arn: str | None = None
     replicas: int | None = None
     feature_cache: Place = Place(None)
+    earlier_split: Mapping[str, str] | None = None
 
 
 def plan(
@@ -83,6 +85,7 @@ def plan(
     arn: str | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     checkpoints: Path | None = None,
+    split: str | os.PathLike[str] | None = None,
 ) -> Job:
     """Returns the job, or every reason why it cannot be done.
 
@@ -96,6 +99,7 @@ def plan(
         arn: The training job's ARN.
         cache_dir: Where features are kept, "none" for nowhere; None for the cache folder.
         checkpoints: On SageMaker the folder for features where no other was named.
+        split: The split.csv of an earlier job, whose examples stay where they were.
 
     Raises:
         FinetuneError: Names all that is wrong.
@@ -129,6 +133,7 @@ def plan(
     if replicas is not None and replicas < 1:
         problems.append(UsageError(f"--replicas: expected an integer of 1 or more; received {replicas}"))
     destination = tried(lambda: _destination(output, name or "model", sagemaker_output, folders.values()))
+    earlier_split = tried(lambda: _earlier_split(split, folders)) if split else None
     kept = tried(lambda: feature_cache.place(cache_dir, checkpoints, storage.cache_folder()))
     if (
         problems
@@ -156,6 +161,7 @@ def plan(
         arn=arn,
         replicas=replicas,
         feature_cache=kept,
+        earlier_split=earlier_split,
     )
 
 
@@ -221,13 +227,14 @@ def _handle(values: Mapping[str, Any], model_channel: Path | None, task: str) ->
         close = catalog.suggestions(handle)
         hint = f" Did you mean {listed(close)}?" if close else ""
         raise UsageError(
-            f"backbone {handle} is neither a folder, an archive, a URL nor an id of `tf-finetune backbones`.{hint}"
+            f"backbone {storage.redacted(handle)} is neither a folder, an archive, a URL nor an id of `tf-finetune "
+            f"backbones`.{hint}"
         )
     return handle
 
 
 def _exists(handle: str) -> bool:
-    return os.path.exists(os.path.expanduser(handle))
+    return os.path.exists(storage.expanded(handle))
 
 
 def _in_model_channel(channel: Path) -> Path:
@@ -243,6 +250,12 @@ def _in_model_channel(channel: Path) -> Path:
         f"model channel {channel} should be a SavedModel's folder, or hold one .tar.gz of it; received "
         f"{listed(file.name for file in sorted(channel.glob('*'))) or 'nothing'}."
     )
+
+
+def _earlier_split(file: str | os.PathLike[str], folders: Mapping[str, Path]) -> dict[str, str]:
+    if "validation" in folders:
+        raise UsageError(f"--split {file}: there is a validation channel, so nothing is split. Give one of the two.")
+    return examples.read_split(Path(file))
 
 
 def _name(name: str | None, training: Path | None) -> str:

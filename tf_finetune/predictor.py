@@ -18,10 +18,12 @@ from tf_finetune import devices  # isort: skip  (first: it imports TensorFlow wi
 import numpy as np
 import tensorflow as tf
 
-from tf_finetune import archive, evaluation, examples, text_ops
+from tf_finetune import archive, evaluation, examples, safety, text_ops
 from tf_finetune.errors import DataError, ExportError, UsageError
+from tf_finetune.inspection import conversion
 
 BATCH = 32
+MOST_PIXELS = 200_000_000  # Of a photo that has to be converted.
 FORMATS = (1,)
 
 __all__ = ["Predictor", "devices", "evaluate", "load"]
@@ -75,7 +77,7 @@ class Predictor:
         if self.task == "text":
             contents = [item if isinstance(item, bytes) else str(item).encode("utf-8", "replace") for item in inputs]
         else:
-            contents = [item if isinstance(item, bytes) else _read(Path(item)) for item in inputs]
+            contents = [_photo(item) for item in inputs]
         try:
             return self._signature(**{self._input_name: tf.constant(contents)})["probabilities"].numpy()
         except tf.errors.InvalidArgumentError:
@@ -89,25 +91,27 @@ class Predictor:
             ) from None
 
 
-def load(place: str | Path) -> Predictor:
+def load(place: str | Path, trust_backbone: bool = False) -> Predictor:
     """Returns a model from its archive.
 
     Args:
         place: model.tar.gz, or a folder that it was unpacked to.
+        trust_backbone: Whether its graph may read or write files, or run Python code.
 
     Raises:
         UsageError: There is nothing at that path.
         ExportError: It is no archive of ours, or of a newer format.
+        BackboneError: Its graph does more than compute, and is not trusted.
     """
     place = Path(place)
     if not place.exists():
         raise UsageError(f"{place} does not exist. Expected a model.tar.gz or the folder that it was unpacked to.")
     if place.is_dir():
-        return _load_folder(place, place)
+        return _load_folder(place, place, trust_backbone)
     scratch = Path(tempfile.mkdtemp(prefix="tf-finetune-"))
     try:
         archive.unpack(place, scratch / "model")
-        predictor = _load_folder(scratch / "model", place)
+        predictor = _load_folder(scratch / "model", place, trust_backbone)
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
         raise
@@ -132,11 +136,11 @@ def evaluate(predictor: Predictor, channel: str | Path) -> dict[str, Any]:
     return {"examples": len(labelled), **figures}
 
 
-def _load_folder(folder: Path, place: Path) -> Predictor:
+def _load_folder(folder: Path, place: Path, trusted: bool) -> Predictor:
     try:
         description = json.loads((folder / "tf_finetune.json").read_text(encoding="utf-8"))
         version, names, signature = (description[key] for key in ("format_version", "class_names", "signature"))
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise ExportError(
             f"{place} holds no model of tf_finetune: its tf_finetune.json is missing or broken."
         ) from None
@@ -144,6 +148,7 @@ def _load_folder(folder: Path, place: Path) -> Predictor:
         text_ops.register_text_ops()
     if version not in FORMATS:
         raise ExportError(f"{place} has format {version}; this tf_finetune reads {FORMATS[-1]}. Install a newer one.")
+    safety.check(folder / "1", trusted)
     try:
         model = tf.saved_model.load(str(folder / "1"))
     except Exception as error:  # TensorFlow raises anything from OSError to DecodeError on damaged files.
@@ -151,6 +156,20 @@ def _load_folder(folder: Path, place: Path) -> Predictor:
     function = model.signatures[signature["name"]]
     function._keeps_alive = model
     return Predictor(tuple(names), description["task"], function, signature["input"])
+
+
+def _photo(item: str | Path | bytes) -> bytes:
+    """Returns the bytes of a photo as the graph decodes them; a format that it does not know is converted.
+
+    Raises:
+        DataError: It is no photo that can be decoded.
+    """
+    try:
+        return conversion.graph_ready(item if isinstance(item, bytes) else _read(Path(item)), MOST_PIXELS)
+    except DataError as error:
+        if isinstance(item, bytes) or str(item) in str(error):
+            raise
+        raise DataError(f"{item}: {error}") from None
 
 
 def _read(path: Path) -> bytes:

@@ -8,7 +8,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,10 @@ import numpy as np
 from tf_finetune import examples, report
 from tf_finetune.errors import ExportError
 from tf_finetune.examples import Examples
+from tf_finetune.inspection import quarantine
+from tf_finetune.inspection.records import Unusable
 from tf_finetune.job import Destination
-from tf_finetune.report import page
+from tf_finetune.report import label_errors, page, thumbnails
 
 log = logging.getLogger(__name__)
 
@@ -104,14 +106,36 @@ def hand_over(staged: Path, destination: Destination) -> None:
 
 
 def write_data(
-    folder: Path, record: dict[str, Any], parts: Mapping[str, Examples], answers: Mapping[str, np.ndarray]
+    folder: Path,
+    record: dict[str, Any],
+    parts: Mapping[str, Examples],
+    answers: Mapping[str, np.ndarray],
+    pictured: Mapping[str, Path],
 ) -> None:
-    """Writes report.json, report.html, predictions.csv and split.csv."""
+    """Writes report.json, report.html and predictions.csv.
+
+    Args:
+        folder: Where to; it is made.
+        record: What report.json holds.
+        parts: The examples.
+        answers: Of validation, float32 [N, K].
+        pictured: The photos that the page shows, by part and id.
+    """
     folder.mkdir()
     report.write_json(folder / "report.json", record)
-    (folder / "report.html").write_text(page.render(record), encoding="utf-8")
+    (folder / "report.html").write_text(page.render(record, thumbnails.make(pictured)), encoding="utf-8")
     names = parts["training"].class_names
     scored = parts.get("validation", Examples(names, ()))
     ids = [example.id for example in scored.items]
     report.write_predictions(folder / "predictions.csv", ids, scored.labels, answers["validation"], names)
-    examples.write_split(folder / "split.csv", parts)
+
+
+def write_lists(
+    folder: Path, manifest: Mapping[str, Examples], unusable: Sequence[Unusable], doubtful: Sequence[Mapping[str, Any]]
+) -> None:
+    """Writes split.csv, and where there is something to list quarantine.csv and label_errors.csv."""
+    examples.write_split(folder / "split.csv", manifest)
+    if unusable:
+        quarantine.write(folder / "quarantine.csv", unusable)
+    if doubtful:
+        label_errors.write(folder / "label_errors.csv", doubtful)

@@ -77,6 +77,14 @@ def cache_folder(environ: Mapping[str, str] = os.environ, platform: str = sys.pl
     return base / "tf_finetune"
 
 
+def expanded(handle: str) -> str:
+    """Returns a handle with a leading ~ replaced, or as it is where it can be no path."""
+    try:
+        return os.path.expanduser(handle)
+    except ValueError:  # It holds a NUL byte or half a surrogate.
+        return handle
+
+
 def redacted(text: str) -> str:
     """Returns the text without the credentials and query values of the URLs in it.
 
@@ -184,7 +192,7 @@ def check_local(handle: str) -> None:
     Raises:
         BackboneError: It is a folder without a SavedModel, a file that is no archive, or of an unknown scheme.
     """
-    path = Path(os.path.expanduser(handle))
+    path = Path(expanded(handle))
     if os.path.isdir(path):
         _saved_model_folder(path, handle)
     elif os.path.isfile(path) and not path.name.lower().endswith(ARCHIVE_SUFFIXES):
@@ -225,7 +233,7 @@ def resolve_backbone(handle: str, cache: Path) -> Path:
         return _saved_model_folder(_from_hub(handle, cache / "backbones" / "tfhub"), handle)
     if scheme:
         raise BackboneError(_unknown_scheme(handle))
-    path = Path(os.path.expanduser(handle))
+    path = Path(expanded(handle))
     if handle and os.path.isdir(path):  # Path's own methods raise for what cannot be a path.
         return _saved_model_folder(path, handle)
     if handle and os.path.isfile(path):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
@@ -66,6 +67,11 @@ def can_scale(examples: Examples, preprocessing: Preprocessing) -> bool:
 def explaining_failures(parts: Iterable[Examples], preprocessing: Preprocessing) -> Iterator[None]:
     """Does nothing: what can be wrong with texts was found when they were read."""
     yield
+
+
+def undecodable(parts: Iterable[Examples], preprocessing: Preprocessing) -> set[Path]:
+    """Returns nothing: what can be wrong with texts was found when they were read."""
+    return set()
 
 
 def raw_inputs(examples: Examples) -> dict[str, list[str]]:

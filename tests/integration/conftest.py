@@ -74,7 +74,7 @@ def without_export(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(proof, "export_and_prove", export_nothing)
     monkeypatch.setattr(export, "fresh_process", contextlib.nullcontext)
-    monkeypatch.setattr(page, "render", lambda record: "")
+    monkeypatch.setattr(page, "render", lambda *given: "")
 
 
 @pytest.fixture(scope="session")

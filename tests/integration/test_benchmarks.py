@@ -8,7 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from tests import builders
 
@@ -28,6 +30,13 @@ def run(output: Path, *arguments: object) -> tuple[dict, str]:
 
 def contenders(results: dict, section: str) -> list[str]:
     return [one["contender"] for one in results["runs"][section]]
+
+
+def shuffled(count: int) -> list[int]:
+    """Returns 0 ... count - 1 in the order in which Keras has as many files, by the tool's seed."""
+    order = list(range(count))
+    np.random.RandomState(123).shuffle(order)
+    return order
 
 
 def test_texts_are_measured_side_by_side_and_told_of_in_table_json_and_picture(tmp_path):
@@ -50,6 +59,27 @@ def test_texts_are_measured_side_by_side_and_told_of_in_table_json_and_picture(t
         assert f"| {name} " in printed
     assert "script / our whole command" in printed
     assert (tmp_path / "out" / "results.svg").read_text().startswith("<?xml")
+
+
+def test_the_split_of_make_image_classifier_leaks_and_ours_does_not(tmp_path):
+    pytest.importorskip("tf_keras", reason="tf_keras, by which make_image_classifier read photos, is not installed")
+    noise = np.random.default_rng(0)  # No photo is like another.
+    for number in range(60):
+        photo = tmp_path / "photos" / "abc"[number // 20] / f"{number:02}.png"
+        photo.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(noise.integers(0, 256, [32, 32, 3], np.uint8)).save(photo)
+    results, printed = run(tmp_path / "out", "--only", "leak", "--data", tmp_path / "photos")
+    assert results["left_out"] == {}
+    theirs, ours = results["runs"]["leak"]
+    assert [theirs["contender"], ours["contender"]] == ["make_image_classifier", "ours"]
+    assert (theirs["training_photos"], theirs["validation_photos"]) == (48, 12)
+    assert theirs["validated_classes"] == 1
+    assert theirs["leaked_photos"] == len(set(shuffled(60)[:48]) & set(range(48, 60))) > 6
+    assert (ours["leaked_photos"], ours["validated_classes"]) == (0, 3)
+    assert ours["training_photos"] + ours["validation_photos"] == 60
+    assert "seconds" not in theirs
+    assert [one["value"] for one in results["figures"]] == [100 * theirs["leaked_photos"] / 12, 0.0]
+    assert f"({theirs['leaked_photos']} of 12, of 1 class)" in printed
 
 
 @pytest.mark.soak

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import time
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from tests import builders
 from tf_finetune import evaluation, features
+from tf_finetune.evaluation import intervals
 from tf_finetune.training import steps
 
 CLASS_NAMES = ("daisy", "rose", "tulip", "weed")
@@ -95,6 +99,142 @@ def test_certain_answers_are_calibrated_when_right_and_not_when_wrong():
     certain = np.array([[1.0, 0.0]] * 4)
     assert evaluation.calibration_error(certain, np.array([0, 0, 0, 0])) == 0.0
     assert evaluation.calibration_error(certain, np.array([1, 1, 1, 0])) == pytest.approx(0.75)
+
+
+def test_reliability_holds_the_bins_that_the_calibration_error_sums():
+    probabilities, labels = answers(200)
+    probabilities[0] = [1, 0, 0, 0]  # The last bin holds its upper edge.
+    given = evaluation.metrics(probabilities, labels, CLASS_NAMES)
+    bins = given["reliability"]
+    confidence, hits = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+    assert sum(one["count"] for one in bins) == 200
+    assert bins[-1]["high"] == 1
+    assert [one["low"] for one in bins] == sorted(one["low"] for one in bins)
+    for one in bins:
+        inside = (confidence >= one["low"]) & ((confidence < one["high"]) | (confidence == 1) & (one["high"] == 1))
+        assert one["high"] - one["low"] == pytest.approx(1 / 15)
+        assert one["count"] == inside.sum() > 0
+        assert one["confidence"] == pytest.approx(confidence[inside].mean())
+        assert one["accuracy"] == pytest.approx(hits[inside].mean())
+    gaps = [one["count"] / 200 * abs(one["accuracy"] - one["confidence"]) for one in bins]
+    assert given["calibration_error"] == pytest.approx(sum(gaps))
+
+
+def test_balanced_accuracy_is_the_mean_recall_of_the_classes_with_examples():
+    probabilities = np.eye(4, dtype=np.float32)[[0, 0, 0, 1, 3]]
+    given = evaluation.metrics(probabilities, np.array([0, 0, 0, 1, 1]), CLASS_NAMES)
+    assert given["balanced_accuracy"] == pytest.approx((1 + 0.5) / 2)
+    assert given["macro_f1"] == pytest.approx((1 + 2 / 3) / 4)  # Of all four.
+
+
+def test_top_k_is_told_of_more_than_five_classes_and_breaks_ties_as_argmax_does():
+    names = [f"class {k}" for k in range(7)]
+    generator = np.random.default_rng(0)
+    probabilities = generator.dirichlet(np.ones(7), 50).astype(np.float32)
+    labels = generator.integers(0, 7, 50)
+    five = np.argsort(-probabilities, axis=1)[:, :5]
+    wanted = np.mean([label in row for label, row in zip(labels, five, strict=True)])
+    assert 0 < wanted < 1
+    given = evaluation.metrics(probabilities, labels, names)["top_k"]
+    assert given == {"k": 5, "accuracy": pytest.approx(wanted)}
+    even = np.full([2, 7], 1 / 7, np.float32)
+    assert evaluation.metrics(even, np.array([4, 5]), names)["top_k"]["accuracy"] == 0.5
+    for count, is_told in ((5, False), (6, True)):
+        given = evaluation.metrics(probabilities[:, :count], labels % count, names[:count])
+        assert (given["top_k"] is not None) == is_told
+
+
+def test_the_baseline_is_the_accuracy_of_one_answer():
+    probabilities, labels = answers()
+    given = evaluation.metrics(probabilities, labels, CLASS_NAMES, baseline=1)
+    assert given["baseline"] == {"class": "rose", "accuracy": pytest.approx(np.mean(labels == 1))}
+    given = evaluation.metrics(probabilities, labels, CLASS_NAMES, baseline=3)
+    assert given["baseline"] == {"class": "weed", "accuracy": 0.0}
+    assert evaluation.metrics(probabilities, labels, CLASS_NAMES)["baseline"] is None
+
+
+# Intervals.
+
+
+def test_intervals_are_those_of_examples_drawn_again_one_by_one():
+    """The percentiles of 4,000 plain resamples, up to the luck of both."""
+    probabilities, labels = answers(80)
+    predicted = probabilities.argmax(axis=1)
+    generator = np.random.default_rng(1)
+    drawn = {"accuracy": [], "macro_f1": [], "balanced_accuracy": []}
+    for _ in range(4000):
+        rows = generator.integers(0, 80, 80)
+        matrix = np.bincount(4 * labels[rows] + predicted[rows], minlength=16).reshape(4, 4)
+        hits, there, said = np.diag(matrix), matrix.sum(axis=1), matrix.sum(axis=0)
+        drawn["accuracy"].append(hits.sum() / 80)
+        drawn["macro_f1"].append(np.mean(2 * hits / np.maximum(there + said, 1)))
+        drawn["balanced_accuracy"].append(np.mean(hits[there > 0] / there[there > 0]))
+    given = evaluation.metrics(probabilities, labels, CLASS_NAMES)
+    assert set(given["intervals"]) == set(drawn)
+    for name, values in drawn.items():
+        np.testing.assert_allclose(given["intervals"][name], np.percentile(values, [2.5, 97.5]), atol=0.015)
+        low, high = given["intervals"][name]
+        assert low < given[name] < high
+        assert 0.1 < high - low < 0.3
+
+
+def test_the_interval_of_accuracy_covers_the_truth_about_as_often_as_it_says():
+    generator = np.random.default_rng(0)
+    covered = 0
+    for _ in range(200):
+        right = generator.binomial(100, 0.8)
+        low, high = intervals.bootstrap(np.array([[right, 100 - right], [0, 0]]))["accuracy"]
+        covered += low <= 0.8 <= high
+    assert 0.90 <= covered / 200 <= 0.99
+
+
+def test_the_same_data_has_the_same_intervals_in_any_order():
+    probabilities, labels = answers(60)
+    order = np.random.default_rng(0).permutation(60)
+    one, other = (
+        evaluation.metrics(probabilities[rows], labels[rows], CLASS_NAMES)["intervals"] for rows in (range(60), order)
+    )
+    assert one == other
+
+
+def test_intervals_of_rare_classes_hold_the_figure():
+    """Resamples lack one class of three examples in twenty; for 0 in its place the interval ended below the figure."""
+    matrix = np.diag(np.full(60, 3))
+    matrix[0, :2] = 2, 1
+    recall = (2 / 3 + 59) / 60
+    f1 = (2 * 2 / 5 + 2 * 3 / 7 + 58) / 60
+    given = intervals.bootstrap(matrix)
+    assert given["balanced_accuracy"][0] < recall < given["balanced_accuracy"][1]
+    assert given["macro_f1"][0] < f1 < given["macro_f1"][1]
+    missing = np.zeros([62, 62], int)
+    missing[:60, :60] = matrix
+    assert intervals.bootstrap(missing)["macro_f1"] == pytest.approx(np.array(given["macro_f1"]) * 60 / 62)
+
+
+def test_blocks_of_resamples_change_nothing(monkeypatch):
+    matrix = np.array([[30, 5, 0], [2, 40, 3], [0, 0, 20]])
+    whole = intervals.bootstrap(matrix)
+    monkeypatch.setattr(intervals, "BLOCK", 700)
+    assert intervals.bootstrap(matrix) == whole
+
+
+def test_intervals_of_many_classes_take_little_time():
+    generator = np.random.default_rng(0)
+    labels = generator.integers(0, 100, 10_000)
+    predicted = np.where(generator.random(10_000) < 0.7, labels, generator.integers(0, 100, 10_000))
+    matrix = np.zeros([100, 100], int)
+    np.add.at(matrix, (labels, predicted), 1)
+    start = time.process_time()
+    intervals.bootstrap(matrix)
+    assert time.process_time() - start < 2
+
+
+@pytest.mark.parametrize("labels", [[0], [1, 1, 1], [2, 2, 0]], ids=["one example", "one class", "all wrong"])
+def test_figures_are_json_without_nan(recwarn, labels):
+    probabilities = np.array([[0.9, 0.1, 0.0, 0.0]] * len(labels), np.float32)
+    given = evaluation.metrics(probabilities, np.array(labels), CLASS_NAMES, baseline=0)
+    assert json.loads(json.dumps(given, allow_nan=False)) == given
+    assert not [warning for warning in recwarn if issubclass(warning.category, RuntimeWarning)]
 
 
 # All examples, in order.

@@ -125,7 +125,7 @@ class Page(HTMLParser):
 
 def rows(text: str, heading: str) -> list[list[str]]:
     """Returns the cells of the first table after a heading."""
-    table = text[text.index(f">{heading}<") :]
+    table = text[text.index(f">{heading}</h") :]  # A link of the contents says the same.
     table = table[table.index("<tbody>") : table.index("</tbody>")]
     cells = [re.findall(r"<t[hd].*?>(.*?)</t[hd]>", row, re.DOTALL) for row in table.split("<tr")[1:]]
     return [[html.unescape(re.sub(r"<[^>]+>", "", cell)).strip() for cell in row] for row in cells]

@@ -264,6 +264,61 @@ def test_heads_that_are_too_many_at_once_are_solved_one_by_one(monkeypatch):
     np.testing.assert_allclose(*losses, rtol=5e-3)
 
 
+# What the heads of the folds answer.
+
+
+@pytest.mark.parametrize(("count", "size"), [(120, 12), (30, 100)], ids=["more rows", "more features"])
+def test_held_out_probabilities_are_of_heads_that_did_not_see_the_row(count, size):
+    """Each fold's head found again by scikit-learn, on the coordinates of all rows."""
+    features, labels = clusters(count, size)
+    solved = solver.solve(features, labels, 3)
+    assert (solved.held_out.shape, solved.held_out.dtype) == ((count, 3), np.float32)
+    basis = solver.make_basis(features, np.ones(count))
+    scaled = (features - basis.mean) / basis.unit
+    folds, number = solver.split(labels, np.arange(count))
+    for fold in range(number):
+        seen = folds != fold
+        model = LogisticRegression(C=1 / (solved.l2 * seen.sum()), tol=1e-8, max_iter=5000)
+        wanted = model.fit(scaled[seen], labels[seen]).predict_proba(scaled[~seen])
+        np.testing.assert_allclose(solved.held_out[~seen], wanted, atol=5e-3)
+
+
+def test_held_out_probabilities_are_those_whose_loss_was_least():
+    features, labels = clusters(150)
+    solved = solver.solve(features, labels, 3)
+    losses = [step["loss"] for step in solved.path]
+    assert losses.index(min(losses)) < len(losses) - 1  # Later strengths were tried, and are not what is given.
+    loss = -np.log(solved.held_out[np.arange(150), labels]).mean()
+    assert loss == pytest.approx(min(losses), rel=1e-5)
+    best = solved.path[losses.index(min(losses))]
+    assert (solved.held_out.argmax(axis=1) == labels).mean() == pytest.approx(best["accuracy"])
+
+
+def test_rows_that_no_fold_holds_out_have_no_held_out_probabilities(monkeypatch):
+    features, labels = clusters(120)
+    labels[0] = 4  # A class of one, which is always fitted to; there is none of class 3.
+    monkeypatch.setattr(solver, "MOST_ROWS", 60)
+    groups = np.random.default_rng(0).permutation(120)
+    solved = solver.solve(features, labels, 5, groups=groups)
+    folds, count = solver.split(np.unique(labels, return_inverse=True)[1], groups)
+    is_held = (folds >= 0) & (folds < count)
+    assert 0 < np.count_nonzero(folds < 0) < 119
+    np.testing.assert_array_equal(~np.isnan(solved.held_out), np.repeat(is_held[:, None], 5, axis=1))
+    np.testing.assert_array_equal(solved.held_out[is_held, 3], 0)
+    np.testing.assert_allclose(solved.held_out[is_held].sum(axis=1), 1, atol=1e-6)
+    assert (solved.held_out[is_held].argmax(axis=1) == labels[is_held]).mean() > 0.5  # Each row has its own.
+
+
+def test_one_unit_has_held_out_probabilities_of_both_classes():
+    features, labels = clusters(80, 8, 2)
+    unit, both = solver.solve(features, labels, 2, is_binary=True), solver.solve(features, labels, 2)
+    np.testing.assert_array_equal(unit.held_out, both.held_out)
+
+
+def test_without_a_cross_validation_nothing_is_held_out():
+    assert solver.solve(np.eye(2, dtype=np.float32), np.array([0, 1]), 2).held_out is None
+
+
 def test_progress_is_told_to_its_end():
     told = []
     solver.solve(*clusters(60), 3, progress=lambda *news: told.append(news))

@@ -216,7 +216,7 @@ def test_two_replicas_give_the_head_that_one_gives(tmp_path, backbone, data, set
     for part in ("validation", "test"):
         losses = [record["metrics"][part]["loss"] for record in records]
         assert losses[0] == pytest.approx(losses[1], abs=1e-4)
-    assert records[0]["backbone_calls"] == records[1]["backbone_calls"] == 74
+    assert records[0]["backbone_calls"] == records[1]["backbone_calls"] == 73  # One of 74 texts is empty.
 
 
 def test_numbers_keep_their_names_through_all_channels(tmp_path, backbone):

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import gzip
 import io
+import json
 import os
 import random
 import shutil
 import tarfile
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -389,3 +391,73 @@ def test_random_damage_never_escapes_as_another_error(model: Path, tmp_path: Pat
             archive.unpack(tmp_path / "a.tar", tmp_path / f"out{trial}")
         except ExportError as error:
             assert "Expected" in str(error)  # noqa: PT017
+
+
+# What an archive says of itself
+
+
+def described(task: object, before: bytes = b"") -> bytes:
+    return before + member("./tf_finetune.json", data=json.dumps({"task": task}).encode()) + END
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("task", ["image", "text"])
+def test_the_task_is_told_by_the_archive_and_by_its_folder(tmp_path: Path, task: str, packed: bool) -> None:
+    content = described(task, before=member("1/", tarfile.DIRTYPE) + member("code/inference.py", data=b"x" * 70_000))
+    write(tmp_path / "model.tar.gz", gzip.compress(content) if packed else content)
+    assert archive.task_of(tmp_path / "model.tar.gz") == task
+    archive.unpack(tmp_path / "model.tar.gz", tmp_path / "out")
+    assert archive.task_of(str(tmp_path / "out")) == task
+
+
+def test_a_description_of_many_classes_is_read_whole(tmp_path: Path) -> None:
+    names = [f"class {number}" for number in range(20_000)]
+    data = json.dumps({"class_names": names, "task": "text"}).encode()
+    assert len(data) > 4 * archive._CHUNK
+    write(tmp_path / "model.tar", member("tf_finetune.json", data=data) + END)
+    assert archive.task_of(tmp_path / "model.tar") == "text"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"no tarball",
+        GOOD + END,
+        described("audio"),
+        described(["image"]),
+        described(None),
+        member("tf_finetune.json", data=b'["task"]') + END,
+        member("tf_finetune.json", data=b"{") + END,
+        member("tf_finetune.json", data=b"[" * 200_000) + END,
+        member("tf_finetune.json", data=b'{"task": ' + b"9" * 5000 + b"}") + END,
+        member("tf_finetune.json", tarfile.SYMTYPE, linkname="/etc/passwd") + END,
+        member("tf_finetune.json", tarfile.DIRTYPE) + END,
+        member("other/tf_finetune.json", data=b'{"task": "image"}') + END,
+        described("image", before=member("x", tarfile.XHDTYPE, size=2**40)),
+        gzip.compress(described("image"))[:40],
+    ],
+)
+def test_an_archive_of_something_else_has_no_task(tmp_path: Path, content: bytes) -> None:
+    write(tmp_path / "model.tar", content)
+    with pytest.raises(ExportError, match=r"holds no model of tf_finetune"):
+        archive.task_of(tmp_path / "model.tar")
+
+
+@pytest.mark.parametrize(
+    "before",
+    [member("x", tarfile.XHDTYPE, data=bytes(64 << 20)), member("empty") * 1000, member("tf_finetune.json")],
+    ids=["a huge header", "endless members", "another one first"],
+)
+def test_asking_for_the_task_takes_little_memory_and_ends(
+    tmp_path: Path, before: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archive, "MAX_MEMBERS", 1000)
+    write(tmp_path / "model.tar.gz", gzip.compress(before, 1) + gzip.compress(described("image")))
+    tracemalloc.start()
+    try:
+        with pytest.raises(ExportError, match="holds no model"):
+            archive.task_of(tmp_path / "model.tar.gz")
+        assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    finally:
+        tracemalloc.stop()

@@ -105,21 +105,21 @@ def test_names_may_have_spaces_signs_and_letters_of_any_language(tmp_path):
     assert ids_of(tmp_path) == sorted(names)
 
 
-@pytest.mark.parametrize("suffix", [".jpg", ".JPG", ".jpeg", ".JpEg", ".png", ".PNG", ".bmp", ".gif", ".webp", ".jpe"])
+@pytest.mark.parametrize("suffix", [".jpg", ".JPG", ".JpEg", ".PNG", ".bmp", ".gif", ".webp", ".jpe", ".tif", ".AVIF"])
 def test_suffixes_count_in_upper_and_lower_case(tmp_path, suffix):
     write_files(tmp_path, {f"a/1{suffix}": b"1", "b/2.jpg": b"2"})
     assert f"a/1{suffix}" in ids_of(tmp_path)
 
 
 def test_what_is_no_photo_is_left_out_with_a_word(tmp_path, caplog):
-    write_files(tmp_path, {"a/1.jpg": b"1", "b/2.jpg": b"2", "a/notes.txt": b"", "a/3.tiff": b"", "a/jpg": b""})
+    write_files(tmp_path, {"a/1.jpg": b"1", "b/2.jpg": b"2", "a/notes.txt": b"", "a/3.svg": b"", "a/jpg": b""})
     write_files(tmp_path, {"loose.jpg": b"3", "notes.md": b""})
     assert ids_of(tmp_path) == ["a/1.jpg", "b/2.jpg"]
     lines = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert len(lines) == 2
     assert "1 photo beside the class folders left out: loose.jpg" in lines[0]
     assert "3 files left out" in lines[1]
-    assert "3.tiff, jpg, notes.txt" in lines[1]
+    assert "3.svg, jpg, notes.txt" in lines[1]
 
 
 def test_links_are_followed_and_loops_of_links_end(tmp_path):

@@ -51,14 +51,20 @@ BUILT_IN = [
 ADDED = [
     ("augmentation_views", COUNT, 4),
     ("backbone", TEXT, "efficientnet-lite0"),
+    ("calibrate", SWITCH, True),
     ("class_weight", "none balanced", "none"),
+    ("group_by", TEXT, None),
     ("image_size", "8..4096", None),
     ("min_accuracy", FRACTION, 0.0),
+    ("max_bad_fraction", FRACTION, 0.1),
+    ("max_pixels", COUNT, 100_000_000),
     ("max_sequence_length", "3..512", None),
+    ("on_bad_data", "skip fail", "skip"),
     ("precision", "auto float32 bfloat16 float16", "auto"),
     ("preprocessor", TEXT, None),
     ("pixel_range", "0,1 -1,1 0,255", None),
     ("schedule", "constant cosine", "constant"),
+    ("trust_backbone", SWITCH, False),
     ("warmup_steps_fraction", FRACTION, 0.0),
 ]
 OTHER_METRICS = {"precision", "recall", "auc", "prc"}

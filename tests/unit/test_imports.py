@@ -18,8 +18,8 @@ LEVELS = {
     0: {"errors"},
     1: {"hyperparameters", "environment", "catalog", "storage", "archive", "examples", "feature_cache", "report"}
     | {"launch", "progress"},
-    2: {"devices", "images", "text", "text_ops", "inspection", "job", "tables", "results"},
-    3: {"packaged", "backbone", "features", "classifier", "training", "evaluation", "export"},
+    2: {"devices", "images", "text", "text_ops", "inspection", "job", "tables", "results", "safety"},
+    3: {"checking", "packaged", "backbone", "features", "classifier", "training", "evaluation", "export"},
     4: {"pipeline", "predictor", "serving", "demo"},
     5: {"cli", "__init__"},
 }
@@ -32,8 +32,10 @@ SIDEWAYS = {
     ("training", "evaluation"),
     ("training", "features"),
     ("export", "classifier"),
+    ("examples", "report"),
+    ("results", "inspection"),
 }
-WITHOUT_TENSORFLOW = LEVELS[0] | LEVELS[1] | LEVELS[5] | {"job", "tables", "results", "demo"}
+WITHOUT_TENSORFLOW = LEVELS[0] | LEVELS[1] | LEVELS[5] | {"job", "tables", "results", "demo", "inspection", "checking"}
 TENSORFLOW = {"tensorflow", "keras", "tensorflow_hub", "tensorflow_text", "keras_hub", "tf_keras"}
 SLOW = {"pandas", "boto3", "sklearn", "matplotlib", "jinja2", "tensorflow_hub", "PIL", "rich", "markupsafe", "scipy"}
 
@@ -138,7 +140,8 @@ def test_slow_packages_are_imported_inside_the_functions_that_use_them():
             for name in sorted(LEVELS[1])
             if any(PACKAGE.glob(f"{name}.py")) or (PACKAGE / name).is_dir()
         ]
-        + ["tf_finetune.feature_cache.space"],
+        + ["tf_finetune.feature_cache.space", "tf_finetune.checking", "tf_finetune.inspection.photo_channels"]
+        + ["tf_finetune.inspection.text_channels", "tf_finetune.inspection.quarantine"],
     ],
     ids=["the package", "all that answers at once"],
 )

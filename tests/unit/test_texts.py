@@ -18,7 +18,7 @@ import pytest
 from tests import builders
 from tf_finetune import catalog, cli, examples, hyperparameters, job
 from tf_finetune.errors import MESSAGE_LIMIT, DataError, FinetuneError, HyperparameterError, UsageError
-from tf_finetune.examples import texts
+from tf_finetune.examples import rows, texts
 
 PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\0\x08\0\0\0\x08\x08\x02\0\0\0"
 GOOD = "1,first\n2,second\n"
@@ -220,7 +220,7 @@ HOSTILE = {
     "header over integers": ("sentence_class,sentence\n1,a\n2,b\n", ["line 1 looks like a header: sentence_class"]),
     "header over strings": ("label,text\nspam,a\nham,b\n", ["line 1 looks like a header: label,text"]),
     "header after a blank line": ("\nLabel,text\nspam,a\nham,b\n", ["line 2 looks like a header: Label,text"]),
-    "third column": ("1,a,b\n2,b\n1,c,\n", ["2 rows not of two columns: line 1 has 3, line 3 has 3"]),
+    "third column": ("1,a,b\n2,b\n1,c,\n", ["2 rows not of two columns: line 1 has 3 columns, line 3 has 3 columns"]),
     "one column": ("1,a\njust text\n2,b\n", ["1 row not of two columns: line 2 has 1"]),
     "many wrong lines": ("1,a\n" + "2,b,c\n" * 5000, ["5,000 rows", "line 2 has 3", "and 4,995 more"]),
     "unclosed quote": ('1,a\n2,"b\n1,c\n2,d\n', ["line 2: a quote is opened and never closed"]),
@@ -238,7 +238,7 @@ HOSTILE = {
     "only a mark": ("\ufeff", ["is empty"]),
     "only blank lines": ("\n\r\n  \n\n", ["is empty"]),
     "a photo": (PNG, ["line 1: byte 0x89 at offset 0 is not UTF-8"]),
-    "tabs": ("1\ta\n2\tb\n", ["line 1 has 1, line 2 has 1", "look separated by tabs"]),
+    "tabs": ("1\ta\n2\tb\n", ["line 1 has 1 column, line 2 has 1 column", "look separated by tabs"]),
     "semicolons": ("1;a\n2;b\n", ["look separated by semicolons"]),
     "cut gzip": (gzip.compress(GOOD.encode() * 99)[:-20], ["cannot be read", "Mend the file"]),
     "broken gzip": (b"\x1f\x8b" + b"nonsense" * 9, ["cannot be read", "Mend the file"]),
@@ -255,7 +255,7 @@ def test_a_hostile_file_is_one_message_that_says_where(case, tmp_path):
 
 
 def test_a_file_that_unpacks_to_more_than_fits_is_refused_before_memory_is_full(tmp_path, monkeypatch):
-    monkeypatch.setattr(texts, "MAX_BYTES", 1000)
+    monkeypatch.setattr(rows, "MAX_BYTES", 1000)
     bomb = gzip.compress(b"1,a\n" * 10_000_000)
     assert len(bomb) < 100_000
     assert "holds more than 1,000 bytes" in refusal(tmp_path, bomb)
@@ -366,6 +366,7 @@ ONLY_IMAGES = {
     "augmentation_random_zoom": "0.1",
     "augmentation_views": "2",
     "image_size": "64",
+    "max_pixels": "1000",
     "image_resize_interpolation": "area",
     "pixel_range": "0,1",
 }

@@ -5,6 +5,9 @@ UTF-8), application/json (one or more examples: {"instances": ["a text", ...]}, 
 Accept: application/json gives {"probabilities": [...]}, application/json;verbose adds "labels" and "predicted_label".
 Several examples give {"predictions": [{"probabilities": [...]}, ...]}.
 
+Photos are JPEG, PNG, BMP, GIF (its first frame) or still WebP, whatever they are called. Anything else is refused
+before TensorFlow sees it: with 415 where the body is the photo, with 400 inside of JSON.
+
 Only the standard library and the syntax of Python 3.8: this file must run wherever that container does.
 """
 
@@ -14,6 +17,7 @@ import base64
 import http.client
 import json
 import os
+import struct
 from typing import Any, BinaryIO
 
 try:
@@ -26,9 +30,31 @@ TEXT = "application/x-text"
 PHOTOS = ("application/x-image", "image/jpeg", "image/png")
 ANY = ("", "*", "*/*", "application/*")  # Ways to accept whatever comes.
 LABELS_FILE = "labels_info.json"
+MODEL_FILE = "tf_finetune.json"
 MODEL_FOLDER = "/opt/ml/model"
 MODELS_FOLDER = "/opt/ml/models"  # Of endpoints with many models: MODELS_FOLDER/<name>/model.
 MESSAGE_LIMIT = 2000  # Characters.
+EXPECTED = "Expected a JPEG, PNG, BMP, GIF or still WebP"
+# How photos that TensorFlow decodes begin, and other files that people send, by what to call them.
+PHOTO_STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"GIF87a", b"GIF89a")
+OTHER_STARTS = (
+    (b"II*\0", "a TIFF"),
+    (b"MM\0*", "a TIFF"),
+    (b"%PDF", "a PDF"),
+    (b"<svg", "an SVG drawing"),
+    (b"<", "HTML or XML"),
+    (b"\0\0\0\x0cJXL ", "a JPEG XL"),
+    (b"\xff\x0a", "a JPEG XL"),
+    (b"\0\0\0\x0cjP", "a JPEG 2000"),
+    (b"8BPS", "a Photoshop file"),
+    (b"\0\0\x01\0", "an icon"),
+    (b"PK\x03\x04", "a ZIP archive"),
+    (b"\x1f\x8b", "a gzip file"),
+    (b"{", "JSON"),
+    (b"RIFF", "a RIFF file that is no WebP"),
+)
+HEIF_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
+JPEG_FRAMES = b"\xc0\xc1\xc2\xc3\xc5\xc6\xc7\xc9\xca\xcb\xcd\xce\xcf"  # Markers before what says size and precision.
 
 
 def input_handler(data: BinaryIO, context: Any) -> str:
@@ -46,6 +72,9 @@ def input_handler(data: BinaryIO, context: Any) -> str:
     if not body:
         raise _refusal(400, f"Expected a body of type {content_type}. Received: nothing.")
     if content_type in PHOTOS:
+        received = _unfit(body)
+        if received:
+            raise _refusal(415, f"{EXPECTED}. Received: {received}.")
         return json.dumps({"instances": [{"b64": base64.b64encode(body).decode("ascii")}]})
     try:
         text = body.decode("utf-8-sig")
@@ -58,7 +87,12 @@ def input_handler(data: BinaryIO, context: Any) -> str:
         request = {"instances": request}
     if not isinstance(request, dict) or not ("instances" in request or "inputs" in request):
         raise _refusal(400, 'Expected {"instances": ["a text", ...]} or {"instances": [{"b64": "..."}, ...]}.')
-    return json.dumps(request)
+    if content_type != TEXT:
+        _check_photos(request, _task(getattr(context, "model_name", None)))
+    try:
+        return json.dumps(request)
+    except RecursionError:
+        raise _refusal(400, "Expected JSON of a few levels. Received: lists within lists.") from None
 
 
 def output_handler(response: Any, context: Any) -> tuple[str, str]:
@@ -80,6 +114,90 @@ def output_handler(response: Any, context: Any) -> tuple[str, str]:
         rows = rows["probabilities"]
     predictions = [_prediction(row, labels) for row in rows]
     return json.dumps(predictions[0] if len(predictions) == 1 else {"predictions": predictions}), JSON
+
+
+def _check_photos(request: dict[str, Any], task: str | None) -> None:
+    """Refuses a request with something else than photos for a model of photos; writes their base64 the usual way.
+
+    Args:
+        request: What goes to TensorFlow Serving: rows in "instances", or columns in "inputs".
+        task: "image" or "text", or None where the model does not say. Base64 is then taken for photos, strings are not.
+    """
+    left = [(key, request[key]) for key in ("inputs", "instances") if key in request] if task != "text" else []
+    while left:
+        place, value = left.pop()
+        if isinstance(value, list):
+            left += [(f"{place}[{number}]", item) for number, item in reversed(list(enumerate(value)))]
+        elif isinstance(value, dict) and list(value) == ["b64"] and isinstance(value["b64"], str):
+            content = _decoded(place, value["b64"])
+            _check_photo(place, content)
+            value["b64"] = base64.b64encode(content).decode("ascii")  # No decoder can read it otherwise than we did.
+        elif isinstance(value, dict):
+            left += [(f"{place}.{key[:50]}", item) for key, item in reversed(list(value.items()))]
+        elif isinstance(value, str) and (task == "image" or value.startswith("RIFF")):
+            _check_photo(place, value.encode("utf-8", "surrogatepass"))
+
+
+def _check_photo(place: str, content: bytes) -> None:
+    received = _unfit(content)
+    if received:
+        raise _refusal(400, f"{place}: {EXPECTED}, in base64. Received: {received}.")
+
+
+def _decoded(place: str, text: str) -> bytes:
+    plain = "".join(text.split()).rstrip("=")
+    try:
+        return base64.b64decode(plain + "=" * (-len(plain) % 4), validate=True)
+    except ValueError:
+        raise _refusal(400, f"{place}: Expected base64, with + and /. Received: something else.") from None
+
+
+def _unfit(content: bytes) -> str | None:
+    """Returns what a file is, in words, if the model's graph cannot decode it; None for photos that it can."""
+    if content.startswith(PHOTO_STARTS):
+        precision = _jpeg_precision(content) if content.startswith(b"\xff") else 8
+        return f"a JPEG of {precision} bits a colour" if precision not in (None, 8) else None
+    if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
+        return "an animated WebP" if _is_animated(content) else None
+    if content[4:8] == b"ftyp":
+        return "an AVIF or HEIC" if content[8:12] in HEIF_BRANDS else "a video"
+    start = content[:512].lstrip(b"\xef\xbb\xbf \t\r\n")
+    named = (name for first, name in OTHER_STARTS if content.startswith(first) or start.startswith(first))
+    return next(named, f"{len(content)} bytes of no known format, beginning with {content[:8].hex() or 'nothing'}")
+
+
+def _jpeg_precision(content: bytes) -> int | None:
+    """Returns the bits of a JPEG's colours, or None where its header does not get as far as that."""
+    place = 2
+    for _ in range(1000):  # Segments; photos have a few.
+        if content[place : place + 1] != b"\xff" or len(content) < place + 5:
+            return None
+        marker = content[place + 1]
+        if marker in JPEG_FRAMES:
+            return content[place + 4]
+        if marker == 0xFF:  # Filling.
+            place += 1
+        elif marker == 1 or 0xD0 <= marker <= 0xD8:  # No length follows.
+            place += 2
+        else:
+            place += 2 + struct.unpack(">H", content[place + 2 : place + 4])[0]
+    return None
+
+
+def _is_animated(content: bytes) -> bool:
+    """Returns whether a WebP has frames, by its flag or by its chunks."""
+    if content[12:16] != b"VP8X":
+        return False
+    place = 12
+    for _ in range(1000):  # Chunks; photos have a few.
+        name, size = content[place : place + 4], content[place + 4 : place + 8]
+        if len(size) < 4:
+            break
+        if name in (b"ANIM", b"ANMF"):
+            return True
+        length = struct.unpack("<I", size)[0]
+        place += 8 + length + length % 2
+    return len(content) > 20 and bool(content[20] & 2)
 
 
 def _prediction(row: Any, labels: list[str] | None) -> dict[str, Any]:
@@ -109,16 +227,34 @@ def _labels(model_name: str | None) -> list[str]:
 
     They are read each time: on an endpoint with many models another model may have taken the place of the last.
     """
+    folders = _folders(model_name)
+    found = _read(folders, LABELS_FILE)
+    if found is None:
+        raise FileNotFoundError(f"{LABELS_FILE} is not in {folders}; without it only {JSON} is served.")
+    return found["labels"]
+
+
+def _task(model_name: str | None) -> str | None:
+    """Returns "image" or "text", or None where the model does not say."""
+    found = _read(_folders(model_name), MODEL_FILE)
+    return found.get("task") if isinstance(found, dict) else None
+
+
+def _folders(model_name: str | None) -> list[str]:
+    """Returns where the archive may have been unpacked to."""
     folders = [os.path.dirname(os.path.dirname(os.path.abspath(__file__))), MODEL_FOLDER]
     name = os.path.basename(model_name or "")  # The client may have named it: not a way to other folders.
-    if name.strip("."):
-        folders.append(os.path.join(MODELS_FOLDER, name, "model"))
+    return [*folders, os.path.join(MODELS_FOLDER, name, "model")] if name.strip(".") else folders
+
+
+def _read(folders: list[str], name: str) -> Any:
+    """Returns what a JSON file holds in the first of some folders that has it, or None."""
     for folder in folders:
-        path = os.path.join(folder, LABELS_FILE)
+        path = os.path.join(folder, name)
         if os.path.isfile(path):
             with open(path, encoding="utf-8") as stream:
-                return json.load(stream)["labels"]
-    raise FileNotFoundError(f"{LABELS_FILE} is not in {folders}; without it only {JSON} is served.")
+                return json.load(stream)
+    return None
 
 
 def _serving_error(content: bytes) -> str:

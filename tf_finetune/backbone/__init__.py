@@ -34,9 +34,11 @@ class Backbone(keras.layers.Layer):
         trainable: Whether training changes its variables.
         preprocessor: Folder of the SavedModel that makes a BERT-like encoder's inputs; None for any other backbone.
         max_sequence_length: Tokens of a text that such an encoder reads; None for what the preprocessor does.
+        trusted: Whether both SavedModels may read and write files and run Python.
 
     Raises:
-        BackboneError: It is no SavedModel in TF-Hub's TF2 format, takes another input, or cannot be trained.
+        BackboneError: It is no SavedModel in TF-Hub's TF2 format, takes another input, or cannot be trained; or it
+            reaches out of its graph and is not trusted.
     """
 
     def __init__(
@@ -46,13 +48,15 @@ class Backbone(keras.layers.Layer):
         trainable: bool = False,
         preprocessor: str | Path | None = None,
         max_sequence_length: int | None = None,
+        trusted: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(trainable=trainable, **kwargs)
         self.saved_model, self.task = Path(path), task
         self.preprocessor, self.max_sequence_length = preprocessor, max_sequence_length
+        self.trusted = trusted
         self.supports_jit = False
-        self.loaded = interface.load_saved_model(self.saved_model)
+        self.loaded = interface.load_saved_model(self.saved_model, trusted)
         self.interface = interface.read(self.loaded, self.saved_model, task)
         self._regularization_losses = list(getattr(self.loaded, "regularization_losses", None) or [])
         self._adopt_variables()
@@ -144,6 +148,7 @@ class Backbone(keras.layers.Layer):
                 self.task,
                 preprocessor=self.preprocessor,
                 max_sequence_length=self.max_sequence_length,
+                trusted=self.trusted,
             )
 
     def get_config(self) -> dict[str, Any]:
@@ -154,6 +159,7 @@ class Backbone(keras.layers.Layer):
             "task": self.task,
             "preprocessor": str(self.preprocessor) if self.preprocessor else None,
             "max_sequence_length": self.max_sequence_length,
+            "trusted": self.trusted,
         }
 
     def _load_preprocessor(self) -> None:
@@ -163,7 +169,7 @@ class Backbone(keras.layers.Layer):
                 "the SavedModel that makes them from texts. Give it as preprocessor."
             )
         path = Path(self.preprocessor)
-        self.loaded_preprocessor = interface.load_saved_model(path)
+        self.loaded_preprocessor = interface.load_saved_model(path, self.trusted)
         self.pack = interface.make_packer(self.loaded_preprocessor, path, self.max_sequence_length, self.interface)
 
     def _adopt_variables(self) -> None:

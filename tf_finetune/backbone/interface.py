@@ -12,7 +12,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tf_finetune import text_ops
+from tf_finetune import safety, text_ops
 from tf_finetune.errors import BackboneError, listed
 
 # What TF-Hub's BERT encoders take: https://www.tensorflow.org/hub/common_saved_model_apis/text
@@ -62,11 +62,16 @@ class Interface:
         return bool(self.training_values & {True, TENSOR})
 
 
-def load_saved_model(path: Path) -> Any:
+def load_saved_model(path: Path, trusted: bool = False) -> Any:
     """Returns the loaded SavedModel.
 
+    Args:
+        path: Its folder.
+        trusted: Whether it may read and write files and run Python, as the hyperparameter trust_backbone says.
+
     Raises:
-        BackboneError: The folder holds no SavedModel, a TF1 hub module, or operations that are not known here.
+        BackboneError: The folder holds no SavedModel, a TF1 hub module, or operations that are not known here or that
+            reach out of the graph.
     """
     if not (path / "saved_model.pb").is_file():
         if not path.exists():
@@ -76,6 +81,7 @@ def load_saved_model(path: Path) -> Any:
         raise BackboneError(f"{path} is no SavedModel: it has no saved_model.pb. {WAYS_OUT}.{hint}")
     if (path / "tfhub_module.pb").is_file():
         raise BackboneError(f"{path} is a TF1 hub module, which TensorFlow 2 cannot train. {WAYS_OUT}.")
+    safety.check(path, trusted)
     try:
         if text_ops.needed_ops(path):
             text_ops.register_text_ops()

@@ -6,10 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tf_finetune.examples import folders, texts
+from tf_finetune.examples.manifest import read as read_split
+from tf_finetune.examples.manifest import write as write_split
 from tf_finetune.examples.records import TRAINING, VALIDATION, Example, Examples
-from tf_finetune.examples.splitting import split, write_split
+from tf_finetune.examples.splitting import LEFT_OUT, split, split_again
 
 __all__ = [
+    "LEFT_OUT",
     "TRAINING",
     "VALIDATION",
     "Example",
@@ -17,7 +20,9 @@ __all__ = [
     "check",
     "folders",
     "read",
+    "read_split",
     "split",
+    "split_again",
     "task_of",
     "texts",
     "write_split",

@@ -9,16 +9,22 @@ import concurrent.futures
 import hashlib
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple, TypeVar
 
 from tf_finetune.errors import DataError, UsageError, listed
 from tf_finetune.examples.records import TRAINING, Example, Examples, check_known, counted
 
 log = logging.getLogger(__name__)
+Result = TypeVar("Result")
 
-# What TensorFlow's decoders read.
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp"})
+# TensorFlow decodes the first line's; Pillow converts TIFF and AVIF.
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp"}) | frozenset(
+    {".tif", ".tiff", ".avif"}
+)
+# Photos by their names, as phones take them, that nothing here decodes: an inspection says so.
+FOREIGN_SUFFIXES = frozenset({".heic", ".heif"})
 METADATA_FILES = frozenset({"thumbs.db", "desktop.ini", "icon\r"})
 METADATA_FOLDERS = frozenset({"__macosx", "@eadir", "$recycle.bin"})
 
@@ -36,24 +42,73 @@ def read(channel: Path, class_names: Sequence[str] | None = None, name: str = TR
         UsageError: The channel is missing or is no folder.
         DataError: There are no class folders, fewer than two, one without photos, or one unknown to training.
     """
+    class_names, found = find(channel, class_names, name)
+    digests = over_files([one.path for one in found], _digest)
+    return Examples(class_names, ordered(Example(*one, digest) for one, digest in zip(found, digests, strict=True)))
+
+
+class Found(NamedTuple):
+    """A photo that has not been read yet: the first fields of an Example."""
+
+    id: str
+    label: int
+    path: Path
+
+
+def find(
+    channel: Path,
+    class_names: Sequence[str] | None = None,
+    name: str = TRAINING,
+    suffixes: Collection[str] = IMAGE_SUFFIXES,
+) -> tuple[tuple[str, ...], list[Found]]:
+    """Returns the class names and the photos of a channel, by their names; none of them is read.
+
+    Args:
+        channel, class_names, name: As in `read`.
+        suffixes: What photos' names end with.
+
+    Raises:
+        FinetuneError: As in `read`.
+    """
     if class_names is None:
         folders = training_classes(channel)
         class_names = tuple(sorted(folders))
     else:
         folders = check_classes(channel, class_names, name)
     if name == TRAINING:
-        check_filled(channel, folders)
+        check_filled(channel, folders, suffixes)
     _tell_loose_photos(channel)
-    found = {folder: photos(path) for folder, path in folders.items()}
-    paths = [path for folder in sorted(found) for path in found[folder]]
-    labels = [class_names.index(folder) for folder in sorted(found) for _ in found[folder]]
-    if not paths:
-        raise DataError(f"{name} channel {channel} holds no photos. Expected {_suffixes()} files in class folders.")
-    items = [
-        Example(path.relative_to(channel).as_posix(), label, path, digest)
-        for path, label, digest in zip(paths, labels, _digests(paths), strict=True)
+    labels = {class_name: label for label, class_name in enumerate(class_names)}
+    found = [
+        Found(path.relative_to(channel).as_posix(), labels[folder], path)
+        for folder in sorted(folders)
+        for path in photos(folders[folder], suffixes)
     ]
-    return Examples(tuple(class_names), tuple(sorted(items, key=lambda example: (example.digest, example.id))))
+    if not found:
+        raise DataError(f"{name} channel {channel} holds no photos. Expected {_suffixes()} files in class folders.")
+    return tuple(class_names), found
+
+
+def ordered(items: Iterable[Example]) -> tuple[Example, ...]:
+    """Returns examples in the order that Examples have: by digest, then by id."""
+    return tuple(sorted(items, key=lambda example: (example.digest, example.id)))
+
+
+def over_files(paths: Sequence[Path], action: Callable[[Path], Result]) -> list[Result]:
+    """Returns what an action gives for each file, in their order.
+
+    Reading, hashing and decoding release the interpreter, so threads help.
+    """
+    with concurrent.futures.ThreadPoolExecutor(min(16, 2 * (os.cpu_count() or 1))) as pool:
+        return list(pool.map(action, paths))
+
+
+def _digest(path: Path) -> str:
+    """Returns the SHA-256 of a file's bytes."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}. Mend or remove the file.") from None
 
 
 def class_folders(channel: Path, name: str = TRAINING) -> dict[str, Path]:
@@ -116,13 +171,13 @@ def _tell_loose_photos(channel: Path) -> None:
         )
 
 
-def check_filled(channel: Path, folders: Mapping[str, Path]) -> None:
+def check_filled(channel: Path, folders: Mapping[str, Path], suffixes: Collection[str] = IMAGE_SUFFIXES) -> None:
     """Looks for one photo in each class folder.
 
     Raises:
         DataError: Names those without.
     """
-    empty = [name for name, path in folders.items() if next(_walk(path), None) is None]
+    empty = [name for name, path in folders.items() if next(_walk(path, suffixes), None) is None]
     if empty:
         raise DataError(
             f"{counted(len(empty), 'class folder')} of {channel} without photos: {listed(empty)}. "
@@ -140,16 +195,16 @@ def check_any(folder: Path) -> None:
         raise DataError(f"{folder} holds no photos. Expected {_suffixes()} files in it.")
 
 
-def photos(folder: Path) -> list[Path]:
+def photos(folder: Path, suffixes: Collection[str] = IMAGE_SUFFIXES) -> list[Path]:
     """Returns the photos in a folder and below it, by their suffix, in the order of their paths."""
     others: list[str] = []
-    found = list(_walk(folder, others))
+    found = list(_walk(folder, suffixes, others))
     if others:
         log.warning("%s: %s left out, not %s: %s", folder, counted(len(others), "file"), _suffixes(), listed(others))
     return found
 
 
-def _walk(folder: Path, others: list[str] | None = None) -> Iterator[Path]:
+def _walk(folder: Path, suffixes: Collection[str] = IMAGE_SUFFIXES, others: list[str] | None = None) -> Iterator[Path]:
     """Yields the photos in a folder and below it; names of other files are added to `others`."""
     seen: set[str] = set()  # Links are followed, so a link to a folder above would otherwise never end.
     for place, folders, files in os.walk(folder, followlinks=True, onerror=_refuse):
@@ -161,7 +216,7 @@ def _walk(folder: Path, others: list[str] | None = None) -> Iterator[Path]:
         for name in sorted(files):
             if name.startswith(".") or name.lower() in METADATA_FILES:
                 continue
-            if _is_photo(name):
+            if _is_photo(name, suffixes):
                 yield Path(place, name)
             elif others is not None:
                 others.append(name)
@@ -171,19 +226,6 @@ def _refuse(error: OSError) -> None:
     raise DataError(f"{error.filename} cannot be read: {error.strerror}. Mend or remove the folder.")
 
 
-def _digests(paths: Iterable[Path]) -> list[str]:
-    """Returns the SHA-256 of each file's bytes; reading and hashing release the interpreter, so threads help."""
-
-    def digest(path: Path) -> str:
-        try:
-            return hashlib.sha256(path.read_bytes()).hexdigest()
-        except OSError as error:
-            raise DataError(f"{path} cannot be read: {error.strerror}. Mend or remove the file.") from None
-
-    with concurrent.futures.ThreadPoolExecutor(min(16, 2 * (os.cpu_count() or 1))) as pool:
-        return list(pool.map(digest, paths))
-
-
 def _is_unicode(name: str) -> bool:
     try:
         return bool(name.encode("utf-8"))
@@ -191,8 +233,8 @@ def _is_unicode(name: str) -> bool:
         return False
 
 
-def _is_photo(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+def _is_photo(name: str, suffixes: Collection[str] = IMAGE_SUFFIXES) -> bool:
+    return os.path.splitext(name)[1].lower() in suffixes
 
 
 def _is_metadata_folder(name: str) -> bool:

@@ -20,12 +20,14 @@ class Example:
         label: Index of its class, in [0, K).
         content: Where a photo's bytes are; a text itself.
         digest: SHA-256 of the photo's bytes or of the text in UTF-8, as 64 hexadecimal digits.
+        group: Examples of one name, unless it is empty, stay on one side of the split.
     """
 
     id: str
     label: int
     content: Path | str
     digest: str
+    group: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

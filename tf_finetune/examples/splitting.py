@@ -1,81 +1,149 @@
-"""The split that cannot leak: decided by content, class by class."""
+"""The split that cannot leak: decided by content, class by class, and never within a group."""
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
 
 from tf_finetune.examples.records import TRAINING, VALIDATION, Examples
 
 log = logging.getLogger(__name__)
 
+LEFT_OUT = "left_out"  # Of the score: near duplicates in validation of what has come to training since.
 
-def split(examples: Examples, ratio: float, seed: int) -> tuple[Examples, Examples]:
+
+@dataclasses.dataclass(frozen=True)
+class Unit:
+    """What stays together: examples of one content, of near duplicates, or of one group that the user names.
+
+    Attributes:
+        digests: Of its members; the first is the smallest, which decides its side.
+        labels: The classes of its members.
+        position: Where in [0, 1) that digest falls.
+    """
+
+    digests: tuple[str, ...]
+    labels: frozenset[int]
+    position: float
+
+
+def split(
+    examples: Examples, ratio: float, seed: int, groups: Mapping[str, str] | None = None
+) -> tuple[Examples, Examples]:
     """Splits examples into training and validation by a hash of each one's content.
 
     Each example's side depends on its bytes and the seed alone, so order, names and added files move nothing, and
-    exact duplicates share a side. Repair: a class of two or more distinct examples that fell on one side whole has
-    its example nearest to the threshold changed over. A class of one distinct example goes to training.
+    exact duplicates share a side. A group shares the side of its smallest digest. Repair: a class of two or more units
+    that fell on one side whole has its unit nearest to the threshold changed over. A class of one unit goes to
+    training.
 
     Args:
-        examples: All of them.
+        examples: All of them; `Example.group` names what belongs together.
         ratio: Expected share of validation, in [0, 1].
         seed: Another seed, another split.
+        groups: A digest to one that it belongs together with, such as near duplicates.
     """
-    position = {example.digest: _position(example.digest, seed) for example in examples.items}
-    sides = {digest: VALIDATION if place < ratio else TRAINING for digest, place in position.items()}
-    classes_of: dict[str, set[int]] = {}
+    units = _units(examples, groups or {}, seed)
+    sides = {unit.digests[0]: VALIDATION if unit.position < ratio else TRAINING for unit in units}
+    _repair(examples.class_names, units, sides, ratio)
+    by_digest = _by_digest(units, sides)
+    return _on_side(examples, by_digest, TRAINING), _on_side(examples, by_digest, VALIDATION)
+
+
+def split_again(
+    examples: Examples, ratio: float, seed: int, earlier: Mapping[str, str], groups: Mapping[str, str] | None = None
+) -> tuple[Examples, Examples, Examples]:
+    """Splits examples as they were split before: training, validation, and what is left out of the score.
+
+    What was there before stays where it was. A newcomer goes where the rest of its group is; one whose group is on both
+    sides goes to training, and the group's members in validation are left out, since they would be no test any more.
+
+    Args:
+        examples, ratio, seed, groups: As in `split`.
+        earlier: The side of each digest that was there, TRAINING, VALIDATION or LEFT_OUT.
+    """
+    units = _units(examples, groups or {}, seed)
+    sides: dict[str, str] = {}
+    new = []
+    for unit in units:
+        known = {digest: earlier[digest] for digest in unit.digests if digest in earlier}
+        sides.update(known)
+        there = set(known.values()) - {LEFT_OUT}
+        newcomers = [digest for digest in unit.digests if digest not in earlier]
+        if not known:
+            new.append(unit)
+            continue
+        side = VALIDATION if there == {VALIDATION} else TRAINING
+        sides.update(dict.fromkeys(newcomers, side))
+        if newcomers and len(there) == 2:
+            sides.update({digest: LEFT_OUT for digest, old in known.items() if old == VALIDATION})
+    fresh = {unit.digests[0]: VALIDATION if unit.position < ratio else TRAINING for unit in new}
+    present = {example.label for example in examples.items if example.digest in earlier}
+    _repair(examples.class_names, [unit for unit in new if not unit.labels & present], fresh, ratio)
+    sides.update(_by_digest(new, fresh))
+    training, validation, left_out = (_on_side(examples, sides, side) for side in (TRAINING, VALIDATION, LEFT_OUT))
+    if left_out.items:
+        log.info("%d validation examples are left out: they are near duplicates of new ones", len(left_out))
+    return training, validation, left_out
+
+
+def _units(examples: Examples, groups: Mapping[str, str], seed: int) -> list[Unit]:
+    """Returns the units of some examples, in the order of their smallest digests."""
+    parents: dict[str, str] = {}
+
+    def root(name: str) -> str:
+        while parents.setdefault(name, name) != name:
+            parents[name] = parents[parents[name]]
+            name = parents[name]
+        return name
+
     for example in examples.items:
-        classes_of.setdefault(example.digest, set()).add(example.label)
-    members: list[set[str]] = [set() for _ in examples.class_names]
+        own = root(example.digest)
+        if example.digest in groups:
+            parents[own] = root(groups[example.digest])
+        if example.group:
+            parents[root(example.digest)] = root(f"group:{example.group}")  # No digest has a colon.
+    members: dict[str, set[str]] = {}
+    labels: dict[str, set[int]] = {}
     for example in examples.items:
-        members[example.label].add(example.digest)
-    # Classes of one example first: other classes that hold a copy of it are then repaired with another one.
-    for class_name, digests in sorted(zip(examples.class_names, members, strict=True), key=lambda item: len(item[1])):
-        _repair(class_name, sorted(digests), sides, position, ratio, classes_of)
-    return _on_side(examples, sides, TRAINING), _on_side(examples, sides, VALIDATION)
+        members.setdefault(root(example.digest), set()).add(example.digest)
+        labels.setdefault(root(example.digest), set()).add(example.label)
+    units = [
+        Unit(tuple(sorted(digests)), frozenset(labels[name]), _position(min(digests), seed))
+        for name, digests in members.items()
+    ]
+    return sorted(units, key=lambda unit: unit.digests)
 
 
-def _repair(
-    class_name: str,
-    digests: Sequence[str],
-    sides: dict[str, str],
-    position: Mapping[str, float],
-    ratio: float,
-    classes_of: Mapping[str, set[int]],
-) -> None:
-    """Moves at most one distinct example of a class, so that the class is on both sides where it can be."""
-    if not digests:
-        return
-    if len(digests) == 1:
-        sides[digests[0]] = TRAINING
-        log.warning("class %s has one distinct example: it is in training only, and is not validated", class_name)
-        return
-    present = {sides[digest] for digest in digests}
-    if len(present) == 2:
-        return
-    missing = VALIDATION if present == {TRAINING} else TRAINING
-    # A photo that other classes hold too would take their copies along: it is moved only when there is no other.
-    nearest = min(digests, key=lambda digest: (len(classes_of[digest]), abs(position[digest] - ratio), digest))
-    sides[nearest] = missing
-    log.info("class %s had no %s example: the one nearest to the threshold changed over", class_name, missing)
+def _repair(class_names: Sequence[str], units: Iterable[Unit], sides: dict[str, str], ratio: float) -> None:
+    """Moves at most one unit of each class, so that the class is on both sides where it can be."""
+    of_class: list[list[Unit]] = [[] for _ in class_names]
+    for unit in units:
+        for label in unit.labels:
+            of_class[label].append(unit)
+    # Classes of one unit first: other classes that share it are then repaired with another one.
+    for class_name, own in sorted(zip(class_names, of_class, strict=True), key=lambda item: len(item[1])):
+        if not own:
+            continue
+        if len(own) == 1:
+            sides[own[0].digests[0]] = TRAINING
+            what = "one distinct example: it is" if len(own[0].digests) == 1 else "one group of examples: they are"
+            log.warning("class %s has %s in training only, and is not validated", class_name, what)
+            continue
+        present = {sides[unit.digests[0]] for unit in own}
+        if len(present) == 2:
+            continue
+        missing = VALIDATION if present == {TRAINING} else TRAINING
+        # A unit that other classes hold too would take their copies along: it is moved only when there is no other.
+        nearest = min(own, key=lambda unit: (len(unit.labels), abs(unit.position - ratio), unit.digests))
+        sides[nearest.digests[0]] = missing
+        log.info("class %s had no %s example: the one nearest to the threshold changed over", class_name, missing)
 
 
-def write_split(file: Path, parts: Mapping[str, Examples]) -> None:
-    """Writes which example is in which part: columns split, id, label (class name), sha256."""
-    with file.open("w", newline="", encoding="utf-8", errors="backslashreplace") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(["split", "id", "label", "sha256"])
-        rows = [
-            (side, example.id, part.class_names[example.label], example.digest)
-            for side, part in parts.items()
-            for example in part.items
-        ]
-        writer.writerows(sorted(rows))
+def _by_digest(units: Iterable[Unit], sides: Mapping[str, str]) -> dict[str, str]:
+    return {digest: sides[unit.digests[0]] for unit in units for digest in unit.digests}
 
 
 def _on_side(examples: Examples, sides: Mapping[str, str], side: str) -> Examples:

@@ -27,7 +27,7 @@ from tf_finetune.features import Progress, Source
 
 log = logging.getLogger(__name__)
 
-VERSION = 2  # Of how examples are prepared, and features computed and kept; a change makes what is cached void.
+VERSION = 3  # Of how examples are prepared, and features computed and kept; a change makes what is cached void.
 FLUSH_SECONDS = (1.0, 15.0)  # Between shards: at first, and in the end.
 MOST_VIEWS = 100_003  # Of one example; a prime, so that seeds do not meet.
 LARGE = 256  # Photos from which turning variables into constants, and checking 16 bits, are paid back.

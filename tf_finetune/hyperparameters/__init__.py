@@ -36,6 +36,12 @@ ADDED = frozenset(
         "min_accuracy",
         "augmentation_views",
         "precision",
+        "on_bad_data",
+        "max_bad_fraction",
+        "max_pixels",
+        "group_by",
+        "calibrate",
+        "trust_backbone",
     }
 )
 # What an optimizer uses that takes steps; a head that is solved has no use for it.

@@ -112,6 +112,24 @@ class Hyperparameters(pydantic.BaseModel):
         "numbers that training computes with; 16 bits only where they agree with float32 on your examples; the model "
         "and all figures are float32",
     )
+    on_bad_data: Literal["skip", "fail"] = _field(
+        "skip", "what to do about examples that cannot be used: leave them out and list them, or stop"
+    )
+    max_bad_fraction: Fraction = _field(0.1, "share of a channel that may be left out; more stops the job")
+    max_pixels: Count = _field(
+        100_000_000, "pixels of a photo, height x width, above which it is not decoded", task="image"
+    )
+    group_by: str | None = _field(
+        None,
+        "what keeps examples on one side of the split: for photos a regular expression, whose first group, or else "
+        "whole match, in the path below the channel names the group; for texts third_column",
+    )
+    calibrate: bool = _field(
+        True, "fit the model's confidence to the validation examples by one temperature; no answer changes by it"
+    )
+    trust_backbone: bool = _field(
+        False, "load a backbone whose graph reads or writes files, or runs Python code; it can do whatever you can"
+    )
     image_size: typing.Annotated[int, pydantic.Field(ge=8, le=4096)] | None = _field(
         None, "height and width in pixels; empty: the backbone's own", task="image"
     )

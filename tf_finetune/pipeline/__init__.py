@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import tempfile
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from tf_finetune import (
+    classifier,
     devices,
     evaluation,
     export,
@@ -25,11 +28,12 @@ from tf_finetune import (
 )
 from tf_finetune.classifier import Classifier
 from tf_finetune.errors import ExportError
+from tf_finetune.evaluation import calibration
 from tf_finetune.examples import Examples
 from tf_finetune.features import Progress, Source
 from tf_finetune.hyperparameters import Hyperparameters
 from tf_finetune.job import Job
-from tf_finetune.pipeline import inputs, proof
+from tf_finetune.pipeline import data, doubts, inputs, proof
 from tf_finetune.pipeline import record as records
 from tf_finetune.report.stopwatch import Stopwatch
 from tf_finetune.training import steps
@@ -45,11 +49,17 @@ def run(planned: Job, progress: Progress | None = None) -> dict[str, Any]:
     Raises:
         FinetuneError: Something the user can mend. Nothing is written then.
     """
+    with tempfile.TemporaryDirectory(prefix="tf-finetune-") as scratch:
+        return _run(planned, Path(scratch), progress)
+
+
+def _run(planned: Job, scratch: Path, progress: Progress | None) -> dict[str, Any]:
     watch, settings, medium = Stopwatch(), planned.settings, MEDIA[planned.task]
     warnings = job.warn_of_settings_without_effect(planned)
     strategy = devices.strategy(planned.replicas)
     with watch.stage("data"):
-        parts = inputs.read_parts(planned)
+        found = data.read(planned, scratch)
+        parts = found.parts
         hyperparameters.check_classes(settings.model_dump(), parts["training"].class_names)
     with watch.stage("backbone"), strategy.scope():
         model, preprocessing = inputs.build_model(planned, medium, len(parts["training"].class_names))
@@ -57,15 +67,25 @@ def run(planned: Job, progress: Progress | None = None) -> dict[str, Any]:
         passes = inputs.make_passes(planned, model, preprocessing, count, strategy, watch, progress)
     with medium.explaining_failures(parts.values(), preprocessing):
         with watch.stage("features"):
-            read = inputs.read_sources(parts, medium, preprocessing, passes, settings)
+            try:
+                read = inputs.read_sources(parts, medium, preprocessing, passes, settings)
+            except tf.errors.InvalidArgumentError:  # A photo that Pillow decodes and TensorFlow does not.
+                found = data.without(found, medium.undecodable(parts.values(), preprocessing), settings)
+                parts = found.parts
+                read = inputs.read_sources(parts, medium, preprocessing, passes, settings)
             feature_cache.evict(passes.place)
+        with watch.stage("data"):
+            found = data.with_alike_features(found, passes.place)
         fitted = fit(model, read, settings, strategy, watch, progress)
         with watch.stage("evaluation"):
-            answers = answer(parts, read.sources, model, strategy)
+            answers, calibrated = calibrate(answer(parts, read.sources, model, strategy), found, model, settings)
             figures = measure(parts, answers)
     check_accuracy(figures, planned)
+    doubtful, suspects = doubts.doubtful_labels(parts, out_of_sample(parts, fitted, answers))
     record = records.describe(planned, parts, fitted, figures, warnings)
     record |= records.account(parts, passes, read.precision, fitted, settings)
+    record |= {"calibration": calibrated, "data": data.describe(found)}
+    record |= records.shown_doubts(parts, answers, doubtful[:suspects])
     with results.stage(planned.destination) as staged:
         with watch.stage("export"), export.fresh_process() as process:
             record["parity"] = proof.export_and_prove(
@@ -73,7 +93,9 @@ def run(planned: Job, progress: Progress | None = None) -> dict[str, Any]:
             )
         record["seconds"] = watch.total()
         record["job"]["training_seconds"] = record["seconds"]["total"]
-        results.write_data(staged / "data", record, parts, answers)
+        pictured = doubts.photos_of([*record["mistakes"], *record["label_errors"]], parts)
+        results.write_data(staged / "data", record, parts, answers, pictured)
+        results.write_lists(staged / "data", data.manifest(found), found.seen.unusable, doubtful)
         results.hand_over(staged, planned.destination)
     return record
 
@@ -88,15 +110,15 @@ def fit(
 ) -> training.Fitted:
     """Returns what training gave: a head that was solved, or epochs, with optimizer=auto from such a head."""
     examples_of = (read.sources["training"], read.sources.get("validation"))
-    head = None
+    head, held_out = None, None
     if read.frozen is not None and settings.optimizer == "auto":
         with watch.stage("head"):
             if settings.train_only_top_layer:
                 return training.fit_head(model, *examples_of, settings, strategy, progress)
-            head = training.solve(model, read.frozen, settings, progress)
+            head, held_out = training.solve(model, read.frozen, settings, progress)
     with watch.stage("head" if settings.train_only_top_layer else "fine_tuning"):
         fitted = training.fit(model, *examples_of, settings, strategy, progress, read.precisions, read.remember)
-    return dataclasses.replace(fitted, head=head)
+    return dataclasses.replace(fitted, head=head, held_out=held_out)
 
 
 def answer(
@@ -113,12 +135,38 @@ def answer(
     return answers
 
 
+def calibrate(
+    answers: dict[str, np.ndarray], found: data.Data, model: Classifier, settings: Hyperparameters
+) -> tuple[dict[str, np.ndarray], dict[str, Any] | None]:
+    """Fits the head's confidence to validation, and returns the answers by it, and what report.json says of it."""
+    parts, groups = found.parts, found.seen.groups
+    if not settings.calibrate or "validation" not in parts:
+        return answers, None
+    validation = parts["validation"]
+    keys = np.array([int(groups.get(one.digest, one.digest)[:15], 16) for one in validation.items])
+    fitted = calibration.fit(answers["validation"], np.array(validation.labels), keys)
+    if fitted.applied:
+        classifier.calibrate(model, fitted.temperature)
+        answers = {name: calibration.apply(rows, fitted.temperature) for name, rows in answers.items()}
+    log.info("calibration: temperature %.3g (%s)", fitted.temperature, fitted.reason)
+    return answers, fitted.as_json()
+
+
+def out_of_sample(
+    parts: Mapping[str, Examples], fitted: training.Fitted, answers: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Returns float32 [N, K] of the parts that have probabilities by a model that was not fitted to the example."""
+    found = {name: rows for name, rows in answers.items() if name in parts}
+    return found if fitted.held_out is None else {"training": fitted.held_out, **found}
+
+
 def measure(parts: Mapping[str, Examples], answers: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Returns the figures of validation, None where it has no examples, and of test where there is one."""
     figures: dict[str, Any] = {"validation": None}
+    commonest = int(np.bincount(parts["training"].labels).argmax())
     for name, rows in answers.items():
         if name in parts:
-            figures[name] = evaluation.metrics(rows, np.array(parts[name].labels), parts[name].class_names)
+            figures[name] = evaluation.metrics(rows, np.array(parts[name].labels), parts[name].class_names, commonest)
     return figures
 
 

@@ -16,7 +16,6 @@ from tf_finetune import (
     catalog,
     classifier,
     devices,
-    examples,
     features,
     hyperparameters,
     images,
@@ -58,25 +57,6 @@ class Read:
     remember: Callable[[str], None] | None = None
 
 
-def read_parts(planned: Job) -> dict[str, Examples]:
-    """Returns the examples of training, and of validation and test where there are any."""
-    everything = examples.read(planned.task, planned.training)
-    names, numbers = everything.class_names, everything.number_names
-    if planned.validation:
-        parts = {
-            "training": everything,
-            "validation": examples.read(planned.task, planned.validation, names, "validation", numbers),
-        }
-    else:
-        seed, ratio = planned.settings.random_seed, planned.settings.validation_split_ratio
-        parts = dict(zip(("training", "validation"), examples.split(everything, ratio, seed), strict=True))
-    if planned.test:
-        parts["test"] = examples.read(planned.task, planned.test, names, "test", numbers)
-    counts = ", ".join(f"{len(part):,} {name}" for name, part in parts.items())
-    log.info("data: %d classes, examples: %s", len(names), counts)
-    return {name: part for name, part in parts.items() if len(part)}
-
-
 def build_model(planned: Job, medium: Any, num_classes: int) -> tuple[Classifier, Any]:
     """Returns a classifier with a new head, and how examples are prepared. Call it inside the strategy's scope."""
     settings, card = planned.settings, planned.card
@@ -89,6 +69,7 @@ def build_model(planned: Job, medium: Any, num_classes: int) -> tuple[Classifier
         folder,
         planned.task,
         trainable=not settings.train_only_top_layer,
+        trusted=settings.trust_backbone,
         preprocessor=locate(preprocessor, settings) if preprocessor else None,
         max_sequence_length=None if handle.startswith(catalog.PACKAGED) else settings.max_sequence_length,
     )

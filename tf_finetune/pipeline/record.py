@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
 
 from tf_finetune import export, training
 from tf_finetune.examples import Examples
 from tf_finetune.features.frozen import Passes, Way
 from tf_finetune.hyperparameters import Hyperparameters
 from tf_finetune.job import Job
+from tf_finetune.pipeline import doubts
 
 
 def describe(
@@ -34,6 +38,7 @@ def describe(
         "best_epoch": fitted.best_epoch,
         "head": fitted.head,
         "warnings": warnings,
+        "command": command_of(planned),
         "job": {
             "parent_model": parent,
             "name": planned.name,
@@ -44,6 +49,29 @@ def describe(
         },
         "versions": export.versions(),
     }
+
+
+def shown_doubts(
+    parts: Mapping[str, Examples], answers: Mapping[str, np.ndarray], doubtful: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """Returns what the report shows of mistakes and of labels that are likely wrong."""
+    wrong = doubts.mistakes(parts["validation"], answers["validation"]) if "validation" in parts else []
+    return {"mistakes": wrong, "label_errors": doubtful[: doubts.SHOWN_LABEL_ERRORS]}
+
+
+def command_of(planned: Job) -> str:
+    """Returns the command that does the job once more: what the user chose, quoted for a shell."""
+    words = ["tf-finetune", "train"]
+    for name in ("training", "validation", "test"):
+        place = getattr(planned, name)
+        words += [f"--{name}", str(place)] if place else []
+    chosen = {name: value for name, value in planned.settings.model_dump().items() if planned.sources[name] == "user"}
+    for name, value in {**chosen, "backbone": planned.handle}.items():
+        words += [f"--{name.replace('_', '-')}", str(value)]
+    words += ["--replicas", str(planned.replicas)] if planned.replicas else []
+    archive = planned.destination.archive
+    words += ["--output", str(archive.parents[2])] if archive else []
+    return shlex.join([*words, "--model-name", planned.name])
 
 
 def account(

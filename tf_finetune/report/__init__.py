@@ -10,6 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from tf_finetune.report import cells
+
+OTHER_COLUMNS = ("id", "label", "predicted_label")  # Of predictions.csv, besides one for each class.
 # Regular expressions for SageMaker's `metric_definitions`. Each matches the line of one epoch once; figures are plain
 # decimals, since the usual class [0-9\.] would cut 1e-05 to 1.
 METRIC_DEFINITIONS = [
@@ -47,6 +50,10 @@ def write_predictions(
 ) -> None:
     """Writes predictions.csv: id, label, predicted_label (class names), and one column of probability per class.
 
+    A class's column is called as the class is; only a class called id, label or predicted_label has the column
+    `probability:NAME`, for else two columns would have one name. Ids and names that a spreadsheet would take for
+    formulas have an apostrophe in front (see `cells.safe`).
+
     Args:
         file: Where to.
         ids: The N examples' ids.
@@ -54,9 +61,21 @@ def write_predictions(
         probabilities: float32 [N, K]; written with 9 significant digits, which give back the same float32.
         class_names: The K class names.
     """
+    names = [cells.safe(name) for name in class_names]
     with file.open("w", newline="", encoding="utf-8", errors="backslashreplace") as stream:
         writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(["id", "label", "predicted_label", *class_names])
+        writer.writerow([*OTHER_COLUMNS, *map(cells.safe, _columns(class_names))])
         for example_id, label, row in sorted(zip(ids, labels, probabilities, strict=True), key=lambda item: item[0]):
-            answer = class_names[int(np.argmax(row))]
-            writer.writerow([example_id, class_names[label], answer, *(f"{value:.9g}" for value in row)])
+            answer = names[int(np.argmax(row))]
+            writer.writerow([cells.safe(example_id), names[label], answer, *(f"{value:.9g}" for value in row)])
+
+
+def _columns(class_names: Sequence[str]) -> list[str]:
+    """Returns what the column of each class is called: never as another column is."""
+    taken, columns = {*OTHER_COLUMNS, *class_names}, []
+    for name in class_names:
+        column = name
+        while column in taken and (column in OTHER_COLUMNS or column != name):
+            column = f"probability:{column}"
+        columns.append(column)
+    return columns

@@ -1,47 +1,105 @@
 """The report for people: report.json's record as one HTML file that needs nothing else, neither network nor scripts.
 
-Class names, and all else that users name, are hostile: they reach the page escaped.
+Class names, texts, file names, the command, and all else that users name, are hostile: they reach the page escaped.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tf_finetune.report import pictures
+from tf_finetune.report import contents, pictures
 
 if TYPE_CHECKING:
     import jinja2
 
-SHOWN_MISTAKES = 8
-
 UNKNOWN = "–"
-SOURCES = {"user": "set by you", "card": "backbone's card", "default": "default"}
-PARTS = {"validation": "Validation", "test": "Test"}
+LONG_TABLE = 40  # With more rows a table of the classes is folded away on a screen.
+SHOWN_CASES = 12  # More of the likely label errors are folded away.
 
 
-def render(record: Mapping[str, Any]) -> str:
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """One section of the page.
+
+    Attributes:
+        id: What a link inside the page leads to.
+        title: Its heading.
+        about: What its template speaks of; a section with nothing in it is left out.
+        template: The file of its template, without its ending; None: that of its id.
+    """
+
+    id: str
+    title: str
+    about: Any
+    template: str | None = None
+
+
+def render(record: Mapping[str, Any], thumbnails: Mapping[str, str] | None = None) -> str:
     """Returns the record of a job as one HTML page; the same record gives the same page.
 
     Args:
         record: What report.json holds. Whatever is missing in it is left out of the page.
+        thumbnails: Data URIs of photos, by "PART/ID" of the mistakes and likely label errors, such as
+            "validation/roses/1.jpg".
     """
     import matplotlib.style
 
     names = [str(name) for name in record.get("class_names") or []]
     with matplotlib.style.context(["default", pictures.STYLE]):  # Whatever the user's own matplotlibrc says.
-        parts = [part(record, name, names) for name in PARTS if (record.get("metrics") or {}).get(name)]
-        curves = [pictures.learning_curve(record.get("history") or [], name) for name in ("accuracy", "loss")]
-        strengths = pictures.strength_curve(record.get("head"))
-    rows = {"settings": settings(record), "stages": stages(record.get("seconds") or {})}
+        parts = [part(record, name, names) for name in contents.SCORED if (record.get("metrics") or {}).get(name)]
+        shown = [section for section in sections(record, parts, thumbnails or {}) if section.about]
     page = template().render(
-        record=record, names=names, parts=parts, curves=list(filter(None, curves)), strengths=strengths, **rows
+        record=record,
+        names=names,
+        parts=parts,
+        sections=shown,
+        leak=contents.leak(record),
+        severities=contents.severities(record),
+        severity_names=contents.SEVERITIES,
+        long_table=LONG_TABLE,
+        shown_cases=SHOWN_CASES,
     )
     # A folder's name may hold what is no Unicode text and could not be written as UTF-8.
     return page.encode("utf-8", "replace").decode("utf-8")
+
+
+def part(record: Mapping[str, Any], name: str, names: Sequence[str]) -> dict[str, Any]:
+    """Returns what the page says, and draws, of one part of the data: "validation" or "test"."""
+    metrics = record["metrics"][name]
+    matrix = metrics.get("confusion_matrix") or []
+    class_names = [*names, *(f"class {k}" for k in range(len(names), len(matrix)))]
+    return {
+        **contents.part(record, name, class_names),
+        "matrix": pictures.confusion_picture(matrix, class_names, name),
+        "is_named": len(matrix) <= pictures.LABELLED_CLASSES,
+        "reliability": pictures.reliability_picture(metrics.get("reliability") or [], name),
+    }
+
+
+def sections(
+    record: Mapping[str, Any], parts: Sequence[Mapping[str, Any]], thumbnails: Mapping[str, str]
+) -> list[Section]:
+    """Returns the sections that follow the headline, those with nothing in them too."""
+    history, head = record.get("history") or [], record.get("head")
+    curves = [pictures.learning_curve(history, name) for name in ("accuracy", "loss")]
+    is_solved = bool(head) and len(history) == 1  # The one epoch is the solution.
+    is_drawn = any(part["reliability"] for part in parts)
+    return [
+        *(Section(part["name"], part["title"], part, "part") for part in parts),
+        Section("calibration", "Can its probabilities be believed?", is_drawn or record.get("calibration")),
+        Section("mistakes", "Most confident mistakes", contents.cases(record.get("mistakes") or [], thumbnails)),
+        Section("label-errors", "Likely label errors", contents.cases(record.get("label_errors") or [], thumbnails)),
+        Section("data", "The data", contents.data(record)),
+        Section("head", "The head", {"curve": pictures.strength_curve(head)} if head else None),
+        Section("curves", "Learning curves", [] if is_solved else list(filter(None, curves))),
+        Section("stages", "Where the time went", contents.stages(record.get("seconds") or {})),
+        Section("job", "To reproduce it", contents.job(record)),
+        Section("settings", "Hyperparameters", contents.settings(record)),
+    ]
 
 
 @functools.cache
@@ -53,7 +111,7 @@ def template() -> jinja2.Template:
     environment = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.ChainableUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(percent=percent, count=count, duration=duration)
+    environment.filters.update(percent=percent, interval=interval, count=count, duration=duration, place=place)
     return environment.get_template("report.html.j2")
 
 
@@ -69,6 +127,27 @@ def percent(fraction: Any) -> str:
     if 0 < fraction < 1:
         shown = min(max(shown, 0.1), 99.9)
     return f"{shown:.1f} %"
+
+
+def interval(bounds: Any) -> str:
+    """Returns two fractions in [0, 1] as a range of percentages, or nothing where there are no two.
+
+    >>> interval([0.7561, 0.9146]), interval(None)
+    ('75.6 – 91.5 %', '')
+    """
+    if not bounds or None in bounds:
+        return ""
+    low, high = map(percent, bounds)
+    return f"{low.removesuffix(' %')} – {high}"
+
+
+def place(fraction: Any) -> str:
+    """Returns a fraction as a length of a style sheet, from nothing to all.
+
+    >>> place(0.1234), place(7)
+    ('12.34%', '100.00%')
+    """
+    return f"{100 * min(max(fraction, 0), 1):.2f}%"
 
 
 def count(number: Any) -> str:
@@ -92,66 +171,3 @@ def duration(seconds: Any) -> str:
         return f"{seconds:.1f} s" if seconds >= 10 else f"{seconds:.2f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def value(setting: Any) -> str:
-    """Returns a hyperparameter's value as a user would write it.
-
-    >>> [value(setting) for setting in (True, 1e-05, None, "adam", [1, 2])]
-    ['true', '1e-05', 'none', 'adam', '[1, 2]']
-    """
-    if isinstance(setting, str):
-        return setting
-    return "none" if setting is None else json.dumps(setting, ensure_ascii=False, default=str)
-
-
-def part(record: Mapping[str, Any], name: str, class_names: Sequence[str]) -> dict[str, Any]:
-    """Returns what the page says of one part of the data: "validation" or "test"."""
-    metrics = record["metrics"][name]
-    matrix = metrics.get("confusion_matrix") or []
-    class_names = [*class_names, *(f"class {k}" for k in range(len(class_names), len(matrix)))]
-    answered = sum(map(sum, matrix)) or (record.get("examples") or {}).get(name) or 0
-    right = sum(row[k] for k, row in enumerate(matrix)) if matrix else round((metrics.get("accuracy") or 0) * answered)
-    return {
-        "title": PARTS[name],
-        "name": name,
-        "metrics": metrics,
-        "right": right,
-        "answered": answered,
-        "matrix": pictures.confusion_picture(matrix, class_names, name),
-        "named": len(matrix) <= pictures.LABELLED_CLASSES,
-        "mistakes": mistakes(matrix, class_names),
-    }
-
-
-def mistakes(matrix: Sequence[Sequence[int]], class_names: Sequence[str]) -> list[dict[str, Any]]:
-    """Returns the commonest mistakes, the most frequent first: true class, answer, times, and examples of the class."""
-    pairs: list[dict[str, Any]] = [
-        {"true": class_names[i], "answer": class_names[k], "times": times, "of": sum(row)}
-        for i, row in enumerate(matrix)
-        for k, times in enumerate(row)
-        if i != k and times
-    ]
-    return sorted(pairs, key=lambda pair: -pair["times"])[:SHOWN_MISTAKES]
-
-
-def settings(record: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Returns the hyperparameters with where their values come from, those that somebody chose first."""
-    sources = record.get("hyperparameter_sources") or {}
-    rows = [
-        {"name": name, "value": value(setting), "source": sources.get(name, "")}
-        for name, setting in (record.get("hyperparameters") or {}).items()
-    ]
-    order = list(SOURCES)
-    rows.sort(key=lambda row: order.index(row["source"]) if row["source"] in order else len(order))
-    return [{**row, "said": SOURCES.get(row["source"], row["source"])} for row in rows]
-
-
-def stages(seconds: Mapping[str, float]) -> list[dict[str, Any]]:
-    """Returns the stages of a job, the slowest first, each with its share of the total in [0, 1]."""
-    named = {name.replace("_", " "): spent for name, spent in seconds.items() if name != "total" and spent}
-    total = seconds.get("total") or sum(named.values())
-    if (rest := total - sum(named.values())) > 0.01 * total:
-        named["everything else"] = rest
-    slowest = sorted(named.items(), key=lambda item: (-item[1], item[0]))
-    return [{"name": name, "seconds": spent, "share": spent / total} for name, spent in slowest]

@@ -1,4 +1,4 @@
-"""The pictures of the report, as SVG: the confusion matrix and the curves.
+"""The pictures of the report, as SVG: the confusion matrix, the reliability diagram and the curves.
 
 matplotlib never sees what users name; it draws place holders, so that neither its mathtext nor a glyph that its fonts
 lack can break a picture.
@@ -68,6 +68,45 @@ def confusion_picture(matrix: Sequence[Sequence[int]], class_names: Sequence[str
     return type(picture)(re.sub(r">name-(\d+)<", lambda held: f">{html.escape(labels[int(held[1])])}<", picture))
 
 
+def reliability_picture(bins: Sequence[Mapping[str, Any]], name: str) -> Markup | None:
+    """Returns how often answers of each probability were right, and how many there were, as SVG; None without any.
+
+    Args:
+        bins: Ranges of probability that have examples: `low`, `high`, mean `confidence` and `accuracy` in [0, 1], and
+            `count` of examples.
+        name: Of the part of the data.
+    """
+    keys = ("low", "high", "confidence", "accuracy", "count")
+    points = [[held[key] for key in keys] for held in bins if all(held.get(key) is not None for key in keys)]
+    if not points:
+        return None
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+    lows, highs, confidences, accuracies, counts = zip(*points, strict=True)
+    widths = [high - low for low, high in zip(lows, highs, strict=True)]
+    figure, axes = canvas((0.55, 1.4, 3.4, 2.6), edge=0.35)
+    axes.bar(lows, accuracies, widths, align="edge", color=ACCENT, alpha=0.3)
+    axes.plot((0, 1), (0, 1), "--", color=MUTED, linewidth=1, label="as it should be")
+    sizes = [12 + 60 * times / max(1, *counts) for times in counts]  # Square points: few examples say little.
+    axes.scatter(confidences, accuracies, sizes, color=ACCENT, label="as it was", clip_on=False, zorder=3)
+    axes.set_title(f"{name.capitalize()}: how often it was right", loc="left", color=INK, fontweight="bold")
+    axes.legend(frameon=False, labelcolor=INK, loc="upper left")
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+    across, up = figure.get_size_inches()
+    below = figure.add_axes((0.55 / across, 0.5 / up, 3.4 / across, 0.6 / up), facecolor="none")
+    below.bar(lows, counts, widths, align="edge", color=MUTED, alpha=0.55)
+    below.yaxis.set_major_locator(MaxNLocator(nbins=2, integer=True, min_n_ticks=1))
+    below.set_title("examples", loc="left", color=MUTED, fontsize=FONT_SIZE, pad=3)
+    for pair in (axes, below):
+        finish(pair, "probability of the answer" if pair is below else "")
+        pair.set_xlim(0, 1.01)
+        pair.xaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+    axes.set_ylim(0, 1.01)
+    axes.tick_params(labelbottom=False)
+    below.tick_params(axis="x", pad=6)
+    return svg(figure, f"reliability-{name}", f"{name.capitalize()}: share of right answers over their probability")
+
+
 def columns(text: str) -> int:
     """Returns how many columns a text takes where it is set in letters of one width."""
     return sum(2 if unicodedata.east_asian_width(letter) in "FW" else 1 for letter in text)
@@ -110,13 +149,11 @@ def learning_curve(history: Sequence[Mapping[str, Any]], name: str) -> Markup | 
     figures = [figure for points in lines.values() for _, figure in points]
     axes.set_ylim((max(0, min(figures) - 0.05), 1.01) if name == "accuracy" else (0, 1.05 * max(figures) or 1))
     axes.set_title(name.capitalize(), loc="left", color=INK, fontweight="bold")
-    axes.set_xlabel("epoch", color=MUTED)
+    finish(axes, "epoch")
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
     percents = PercentFormatter(1.0, symbol=" %")
     axes.yaxis.set_major_formatter(percents if name == "accuracy" else ScalarFormatter(useOffset=False))
-    axes.grid(axis="y", color=LINE, linewidth=0.8)
-    axes.tick_params(colors=MUTED, length=0)
     axes.legend(frameon=False, labelcolor=INK, loc="lower right" if name == "accuracy" else "upper right")
     return svg(figure, f"curve-{name}", f"{name.capitalize()} over the epochs")
 
@@ -137,10 +174,8 @@ def strength_curve(head: Mapping[str, Any] | None) -> Markup | None:
     axes.set_xscale("log")
     axes.set_ylim(0, 1.05 * max(loss for _, loss in points) or 1)
     axes.set_title("Held-out loss", loc="left", color=INK, fontweight="bold")
-    axes.set_xlabel("L2 strength", color=MUTED)
+    finish(axes, "L2 strength")
     axes.minorticks_off()
-    axes.grid(axis="y", color=LINE, linewidth=0.8)
-    axes.tick_params(colors=MUTED, length=0)
     axes.legend(frameon=False, labelcolor=INK, loc="upper left")
     return svg(figure, "strengths", "Held-out loss over the L2 strengths")
 
@@ -160,6 +195,15 @@ def canvas(box: tuple[float, float, float, float], edge: float) -> tuple[Figure,
     axes = figure.add_axes((left / whole[0], bottom / whole[1], width / whole[0], height / whole[1]), facecolor="none")
     axes.spines[:].set_visible(False)
     return figure, axes
+
+
+def finish(axes: Axes, across: str) -> None:
+    """Gives axes their lines, behind what is drawn, and the name of what they show from left to right."""
+    axes.spines[:].set_visible(False)
+    axes.set_axisbelow(True)
+    axes.grid(axis="y", color=LINE, linewidth=0.8)
+    axes.tick_params(colors=MUTED, length=0)
+    axes.set_xlabel(across, color=MUTED)
 
 
 def svg(figure: Figure, name: str, description: str) -> Markup:

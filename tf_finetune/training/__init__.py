@@ -37,12 +37,15 @@ class Fitted:
         best_epoch: The epoch whose weights were kept, from 1.
         head: How the head was solved, as report.json holds it; None where it was not.
         precision: Of the steps.
+        held_out: float32 [N, K]. For each training example the probabilities by a head that was fitted without it; rows
+            of NaN where there is none. None where no head was cross-validated.
     """
 
     history: list[dict[str, Any]]
     best_epoch: int
     head: dict[str, Any] | None = None
     precision: str = "float32"
+    held_out: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,8 +137,11 @@ def fit(
     return Fitted(history, best.epoch, precision=precision)
 
 
-def solve(model: Classifier, training: Source, settings: Hyperparameters, progress: Progress | None) -> dict[str, Any]:
-    """Gives the head its optimum on the features of training, and returns how it was found, for report.json.
+def solve(
+    model: Classifier, training: Source, settings: Hyperparameters, progress: Progress | None
+) -> tuple[dict[str, Any], np.ndarray | None]:
+    """Gives the head its optimum on the features of training, and returns how it was found, for report.json, and
+    `Fitted.held_out`.
 
     Args:
         model: Its head is assigned to.
@@ -162,13 +168,17 @@ def solve(model: Classifier, training: Source, settings: Hyperparameters, progre
     _check_weights(model, 1, settings)
     chosen = f", the best of {len(solved.path)} in {solved.folds} folds" * bool(solved.folds)
     log.info("the head was solved by L-BFGS: L2 strength %.3g%s; %d iterations", solved.l2, chosen, solved.iterations)
-    return {
+    record = {
         "method": "L-BFGS",
         "l2": solved.l2,
         "folds": solved.folds,
         "iterations": solved.iterations,
         "path": solved.path,
     }
+    held_out = solved.held_out
+    if held_out is not None:  # The views of one example are held out together.
+        held_out = held_out.reshape(training.views, len(training), -1).mean(axis=0)
+    return record, held_out
 
 
 def fit_head(
@@ -180,7 +190,7 @@ def fit_head(
     progress: Progress | None = None,
 ) -> Fitted:
     """Solves the head of a frozen backbone, in place of `fit`; its history has the one entry of the optimum."""
-    head = solve(model, training, settings, progress)
+    head, held_out = solve(model, training, settings, progress)
     answer = steps.make_answer(model, of_features=True)
     given = features.outputs(answer, training, strategy)
     labels = np.tile(training.labels, training.views)
@@ -188,7 +198,7 @@ def fit_head(
     figures, _ = _validate(answer if validation else None, validation, settings, strategy)
     record = {"epoch": 1, "loss": loss, "accuracy": accuracy, **figures, "learning_rate": None}
     log.info(report.metric_line(record, 1))
-    return Fitted([record], 1, head)
+    return Fitted([record], 1, head, held_out=held_out)
 
 
 def _validate(

@@ -37,6 +37,8 @@ class Solved:
             accuracy, held out, in [0, 1].
         folds: Of the cross-validation; 0 where there was too little for one.
         iterations: Of L-BFGS in all.
+        held_out: float32 [N, K]. What the head that was not fitted to a row answers, at the chosen strength; NaN for
+            rows that no head was kept from. None where there was too little for a cross-validation.
     """
 
     kernel: np.ndarray
@@ -45,6 +47,7 @@ class Solved:
     path: list[dict[str, float]]
     folds: int
     iterations: int
+    held_out: np.ndarray | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +62,7 @@ class Path:
         gradients: For each strength float64 [F], the norm of each head's gradient over that at zero weights.
         folds: F.
         iterations: Of L-BFGS.
+        held_out: As `Solved.held_out`.
     """
 
     tried: list[dict[str, float]]
@@ -68,6 +72,7 @@ class Path:
     gradients: list[np.ndarray]
     folds: int
     iterations: int
+    held_out: np.ndarray | None
 
 
 def solve(
@@ -103,7 +108,8 @@ def solve(
     kernel, bias = _fold_back(basis, found[:, 0], classes, num_classes, is_binary)
     if progress:
         progress("head", len(STRENGTHS) + 1, len(STRENGTHS) + 1)
-    return Solved(kernel, bias, seen.l2, seen.tried, seen.folds, seen.iterations + steps)
+    held_out = None if seen.held_out is None else _of_all_classes(seen.held_out, classes, num_classes)
+    return Solved(kernel, bias, seen.l2, seen.tried, seen.folds, seen.iterations + steps, held_out)
 
 
 def path(
@@ -125,14 +131,19 @@ def path(
     """
     weights = np.ones(len(labels)) if weights is None else np.asarray(weights, np.float64)
     folds, count = split(labels, np.arange(len(labels)) if groups is None else groups)
-    if (folds < 0).any():
-        kept = np.flatnonzero(folds >= 0)
+    kept, size = np.flatnonzero(folds >= 0), len(folds)
+    if len(kept) < size:
         features, labels, weights, folds = features[kept], labels[kept], weights[kept], folds[kept]
     with threads(features.size * num_classes * FOLDS):
         basis = make_basis(features, weights)
         held = weights * (folds == np.arange(count)[:, None])
         heads = Heads(basis, labels, shares_of(weights - held, basis), num_classes)
-        return _walked(heads, held, strengths if count else (), stop_early, progress)
+        seen = _walked(heads, held, strengths if count else (), stop_early, progress)
+    if seen.held_out is None or len(kept) == size:
+        return seen
+    held_out = np.full([size, num_classes], np.nan, np.float32)
+    held_out[kept] = seen.held_out
+    return dataclasses.replace(seen, held_out=held_out)
 
 
 def _walked(
@@ -141,20 +152,21 @@ def _walked(
     """Returns the path of some strengths; held: [F, N], the weights of held-out rows, 0 where they are fitted to."""
     tried: list[dict[str, float]] = []
     gradients: list[np.ndarray] = []
-    found, start, best, iterations = heads.zero, None, -1, 0
+    found, start, held_out, best, iterations = heads.zero, None, None, -1, 0
     for number, l2 in enumerate(strengths):
         found, norms, steps = minimise(heads, l2, found, PATH_TOLERANCE)
-        tried.append({"l2": float(l2), **_judge(heads, found, held)})
+        figures, answers = _judge(heads, found, held)
+        tried.append({"l2": float(l2), **figures})
         gradients.append(norms)
         iterations += steps
         if progress:
             progress("head", number + 1, len(strengths) + 1)
         if start is None or tried[-1]["loss"] < tried[best]["loss"]:
-            best, start = number, found.mean(axis=1, keepdims=True)
+            best, start, held_out = number, found.mean(axis=1, keepdims=True), answers
         if stop_early and number - best >= PATIENCE:
             break
     l2 = tried[best]["l2"] if tried else DEFAULT_STRENGTH
-    return Path(tried, l2, start, heads.basis, gradients, len(heads.shares), iterations)
+    return Path(tried, l2, start, heads.basis, gradients, len(heads.shares), iterations, held_out)
 
 
 def split(labels: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, int]:
@@ -184,13 +196,33 @@ def split(labels: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, int]:
     return folds[group], count
 
 
-def _judge(heads: Heads, parameters: np.ndarray, held: np.ndarray) -> dict[str, float]:
-    """Returns mean loss in nats and accuracy over held-out rows; held: [F, N], their weights, 0 where fitted to."""
+def _judge(heads: Heads, parameters: np.ndarray, held: np.ndarray) -> tuple[dict[str, float], np.ndarray]:
+    """Returns mean loss in nats and accuracy over held-out rows, and their probabilities.
+
+    Args:
+        heads, parameters: What is judged.
+        held: [F, N]. The weights of held-out rows, 0 where they are fitted to.
+
+    Returns:
+        loss and accuracy; float32 [N, K], NaN for rows that all heads are fitted to.
+    """
     loss = hits = 0.0
+    fold = held.argmax(axis=0)
+    held_out = np.empty([len(heads.labels), heads.num_classes], np.float32)
     for rows, answers, losses in forward(heads, parameters):
         loss += float(np.vdot(losses.astype(np.float64), held[:, rows]))
         hits += float(np.vdot(answers.argmax(axis=0) == heads.labels[rows], held[:, rows]))
-    return {"loss": loss / float(held.sum()), "accuracy": hits / float(held.sum())}
+        held_out[rows] = answers[:, fold[rows], np.arange(losses.shape[1])].T
+    held_out[~held.any(axis=0)] = np.nan
+    return {"loss": loss / float(held.sum()), "accuracy": hits / float(held.sum())}, held_out
+
+
+def _of_all_classes(held_out: np.ndarray, classes: np.ndarray, num_classes: int) -> np.ndarray:
+    """Returns probabilities float32 [N, K] from those of the classes that have rows, [N, K']; the others have 0."""
+    every = np.zeros([len(held_out), num_classes], np.float32)
+    every[:, classes] = held_out
+    every[np.isnan(held_out[:, 0])] = np.nan
+    return every
 
 
 def _fold_back(

@@ -20,6 +20,8 @@ from tf_finetune.catalog import Card
 from tf_finetune.errors import BackboneError, DataError, listed
 from tf_finetune.examples import Examples
 from tf_finetune.hyperparameters import Hyperparameters
+from tf_finetune.images import decoding, orientation
+from tf_finetune.images.augmentation import augment
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +96,8 @@ def prepare(content: tf.Tensor, preprocessing: Preprocessing, scaled: bool = Fal
     """Returns the pixels of one encoded photo.
 
     Args:
-        content: string []. The bytes of a JPEG, PNG, BMP, GIF (its first frame) or WebP.
+        content: string []. The bytes of a JPEG, PNG, BMP, GIF (its first frame) or still WebP. A JPEG is turned as its
+            EXIF orientation says.
         preprocessing: What the backbone wants.
         scaled: Whether large JPEGs are decoded at a part of their size (see `ratio`): for training features only,
             since the pixels differ a little from those of the exported graph.
@@ -117,8 +120,10 @@ def prepare(content: tf.Tensor, preprocessing: Preprocessing, scaled: bool = Fal
         resized = tf.switch_case(step, [in_full, *(at(ratio) for ratio in RATIOS)])
     else:
         resized = tf.cond(step > 0, at(1), in_full)
+    # Turned when it is small: resizing to a square does the same to rows and columns.
+    upright = orientation.turned(resized, orientation.of_photo(content))
     low, high = preprocessing.pixel_range
-    return resized * ((high - low) / 255.0) + low
+    return upright * ((high - low) / 255.0) + low
 
 
 def ratio(content: tf.Tensor, preprocessing: Preprocessing) -> tf.Tensor:
@@ -153,9 +158,7 @@ def _scaling_step(sides: tf.Tensor, preprocessing: Preprocessing) -> tf.Tensor:
 
 def _decoded_and_resized(content: tf.Tensor, preprocessing: Preprocessing) -> tf.Tensor:
     """Returns float32 [image_size, image_size, 3] in [0, 255] of a photo of any format and size."""
-    # Without `channels` an animated WebP aborts the whole process (TensorFlow 2.21); with it, it is an ordinary error.
-    pixels = tf.io.decode_image(content, channels=3, expand_animations=False)
-    pixels.set_shape([None, None, 3])
+    pixels = decoding.decoded(content)
     size = [preprocessing.image_size] * 2
 
     def resized(antialias: bool) -> tf.Tensor:
@@ -220,44 +223,6 @@ def loader(
     return load
 
 
-def augment(image: tf.Tensor, seed: tf.Tensor, settings: Hyperparameters) -> tf.Tensor:
-    """Returns a photo flipped, rotated and zoomed at random, as Keras's layers of these names do, by one resampling.
-
-    What leaves the frame is replaced by the photo mirrored at its border. The same seed gives the same distortion.
-
-    Args:
-        image: float32 [H, W, 3], any range.
-        seed: int32 [2].
-        settings: The augmentation_* hyperparameters.
-
-    Returns:
-        float32 [H, W, 3], in the range of the image.
-    """
-    height, width = image.shape[0], image.shape[1]
-    drawn = tf.random.stateless_uniform([4], seed)
-    flip = settings.augmentation_random_flip
-    flip_x = tf.where(drawn[0] < 0.5, -1.0, 1.0) if flip in ("horizontal", "horizontal_and_vertical") else 1.0
-    flip_y = tf.where(drawn[1] < 0.5, -1.0, 1.0) if flip in ("vertical", "horizontal_and_vertical") else 1.0
-    angle = (2 * drawn[2] - 1) * abs(settings.augmentation_random_rotation) * 2 * math.pi
-    # A zoom of -1 would leave nothing of the photo.
-    zoom = tf.maximum(1 + (2 * drawn[3] - 1) * abs(settings.augmentation_random_zoom), 0.05)
-    # Output pixel (x, y) is taken from input pixel (a0 x + a1 y + a2, b0 x + b1 y + b2): about the centre, the zoom,
-    # then the rotation, then the flip.
-    cos, sin = tf.cos(angle) * zoom, tf.sin(angle) * zoom
-    a0, a1, b0, b1 = flip_x * cos, -flip_x * sin, flip_y * sin, flip_y * cos
-    centre_x, centre_y = (width - 1) / 2, (height - 1) / 2
-    a2 = centre_x - a0 * centre_x - a1 * centre_y
-    b2 = centre_y - b0 * centre_x - b1 * centre_y
-    return tf.raw_ops.ImageProjectiveTransformV3(
-        images=image[tf.newaxis],
-        transforms=tf.stack([a0, a1, a2, b0, b1, b2, 0.0, 0.0])[tf.newaxis],
-        output_shape=[height, width],
-        interpolation="BILINEAR",
-        fill_mode="REFLECT",
-        fill_value=0.0,
-    )[0]
-
-
 @contextlib.contextmanager
 def explaining_failures(parts: Iterable[Examples], preprocessing: Preprocessing) -> Iterator[None]:
     """Turns a decoder's failure, which names no file, into a message that does."""
@@ -274,11 +239,22 @@ def raw_inputs(examples: Examples) -> dict[str, list[str]]:
 
 
 def check_readable(parts: Iterable[Examples], preprocessing: Preprocessing) -> None:
-    """Tries every photo and names those that cannot be decoded; asked only after a decoder has failed.
+    """Names the photos that cannot be decoded; asked only after a decoder has failed.
 
     Raises:
         DataError: Lists the photos that TensorFlow cannot decode.
     """
+    parts = list(parts)
+    broken = sorted(map(str, undecodable(parts, preprocessing)))
+    if broken:
+        raise DataError(
+            f"{len(broken):,} of {sum(map(len, parts)):,} files cannot be decoded as photos: {listed(broken)}. "
+            "Expected whole JPEG, PNG, BMP, GIF or WebP files. Remove or replace them."
+        )
+
+
+def undecodable(parts: Iterable[Examples], preprocessing: Preprocessing) -> set[Path]:
+    """Returns the photos that TensorFlow cannot decode, having tried each: few that Pillow can are among them."""
     paths = sorted({os.fsencode(example.content) for part in parts for example in part.items})
 
     def brightness(path: tf.Tensor) -> tf.Tensor:  # Of the pixels, or nothing would have to be decoded.
@@ -286,14 +262,10 @@ def check_readable(parts: Iterable[Examples], preprocessing: Preprocessing) -> N
 
     trial = tf.data.Dataset.from_tensor_slices(paths).map(brightness, num_parallel_calls=tf.data.AUTOTUNE)
     iterator = iter(trial)
-    broken = []
+    broken = set()
     for path in paths:
         try:
             next(iterator)
         except tf.errors.OpError:
-            broken.append(os.fsdecode(path))
-    if broken:
-        raise DataError(
-            f"{len(broken):,} of {len(paths):,} files cannot be decoded as photos: {listed(broken)}. Expected whole "
-            "JPEG, PNG, BMP, GIF or WebP files. Remove or replace them."
-        )
+            broken.add(Path(os.fsdecode(path)))
+    return broken

@@ -1,0 +1,157 @@
+"""The examples of a job: read once, looked at, split, and what the report says of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from tf_finetune import examples, inspection
+from tf_finetune.errors import DataError, listed
+from tf_finetune.examples import LEFT_OUT, TRAINING, VALIDATION, Examples
+from tf_finetune.feature_cache import Place
+from tf_finetune.hyperparameters import Hyperparameters
+from tf_finetune.inspection.records import Inspection, Unusable
+from tf_finetune.job import Job
+
+log = logging.getLogger(__name__)
+
+SHOWN_EXAMPLES = 20  # Of one finding, in report.json.
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """The examples of a job.
+
+    Attributes:
+        parts: Of training, and of validation and test where they have any.
+        left_out: Of validation, since near duplicates have come to training.
+        seen: What is wrong with them.
+        leak: With a validation channel, how many of its examples are also in training: exact, near, of; else None.
+    """
+
+    parts: Mapping[str, Examples]
+    left_out: Examples
+    seen: Inspection
+    leak: Mapping[str, int] | None
+
+
+def read(planned: Job, scratch: Path) -> Data:
+    """Returns the examples of training, and of validation and test where there are any.
+
+    Args:
+        planned: The job.
+        scratch: A folder for photos that must be converted; it is to last as long as they are read.
+
+    Raises:
+        DataError: Too many cannot be used, or `on_bad_data` is fail.
+    """
+    given = {"training": planned.training, "validation": planned.validation, "test": planned.test}
+    channels = {name: place for name, place in given.items() if place}
+    seen = inspection.inspect(planned.task, channels, planned.settings, scratch)
+    everything, settings = seen.parts[TRAINING], planned.settings
+    parts, left_out = dict(seen.parts), dataclasses.replace(everything, items=())
+    leak = None
+    if VALIDATION in parts:
+        leak = _leak(everything, parts[VALIDATION], seen.groups)
+    else:
+        rule = (settings.validation_split_ratio, settings.random_seed)
+        if planned.earlier_split is None:
+            parts[TRAINING], parts[VALIDATION] = examples.split(everything, *rule, seen.groups)
+        else:
+            again = examples.split_again(everything, *rule, planned.earlier_split, seen.groups)
+            parts[TRAINING], parts[VALIDATION], left_out = again
+    parts = {name: parts[name] for name in given if name in parts}
+    counts = ", ".join(f"{len(part):,} {name}" for name, part in parts.items())
+    log.info("data: %d classes, examples: %s", len(everything.class_names), counts)
+    if leak and leak["exact"] + leak["near"]:
+        log.warning(
+            "leak: %d of %d validation examples are also in training, %d of them exactly: validation figures flatter",
+            leak["exact"] + leak["near"],
+            leak["of"],
+            leak["exact"],
+        )
+    return Data({name: part for name, part in parts.items() if len(part)}, left_out, seen, leak)
+
+
+def without(data: Data, files: Collection[Path], settings: Hyperparameters) -> Data:
+    """Returns the data without some photos, which are listed as unusable.
+
+    Raises:
+        DataError: `on_bad_data` is fail, or there are more of them than `max_bad_fraction` allows.
+    """
+    bad = [(name, one) for name, part in data.parts.items() for one in part.items if one.content in files]
+    names = data.parts[TRAINING].class_names
+    reason = "TensorFlow cannot decode it"
+    known = set(data.seen.read)
+    added = tuple(
+        Unusable(name if name in known else TRAINING, one.id, names[one.label], "damaged", reason) for name, one in bad
+    )
+    log.warning("%d photos are left out: %s: %s", len(bad), reason, listed(one.id for _, one in bad))
+    seen = dataclasses.replace(data.seen, unusable=(*data.seen.unusable, *added))
+    for channel, count in seen.read.items():
+        share = sum(one.channel == channel for one in seen.unusable) / max(1, count)
+        if settings.on_bad_data == "fail" or share > settings.max_bad_fraction:
+            raise DataError(
+                f"{len(bad):,} photos cannot be used: {reason}: {listed(one.id for _, one in bad)}. Remove or replace "
+                "them, or allow more by max_bad_fraction."
+            )
+    kept = {
+        name: dataclasses.replace(part, items=tuple(one for one in part.items if one.content not in files))
+        for name, part in data.parts.items()
+    }
+    return dataclasses.replace(data, parts={name: part for name, part in kept.items() if len(part)}, seen=seen)
+
+
+def with_alike_features(data: Data, place: Place) -> Data:
+    """Returns the data with one more finding, if the features that are kept show photos that are nearly the same."""
+    if isinstance(data.parts[TRAINING].items[0].content, str):
+        return data
+    more = inspection.by_features(data.seen, place)
+    return dataclasses.replace(data, seen=dataclasses.replace(data.seen, findings=(*data.seen.findings, *more)))
+
+
+def manifest(data: Data) -> dict[str, Examples]:
+    """Returns the parts as split.csv lists them."""
+    return {**data.parts, LEFT_OUT: data.left_out} if len(data.left_out) else dict(data.parts)
+
+
+def describe(data: Data) -> dict[str, Any]:
+    """Returns what report.json says of the data: its faults, and how the classes are spread over the parts."""
+    names = data.parts[TRAINING].class_names
+    counts = {part: [0] * len(names) for part in ("training", "validation", "test")}
+    for part, found in data.parts.items():
+        for label in found.labels:
+            counts[part][label] += 1
+    findings = [
+        {
+            "severity": finding.severity,
+            "kind": finding.kind,
+            "count": len(finding.examples),
+            "examples": list(finding.examples[:SHOWN_EXAMPLES]),
+            "detail": finding.detail,
+        }
+        for finding in data.seen.findings
+    ]
+    return {
+        "classes": [
+            {"name": name, **{part: found[label] for part, found in counts.items()}} for label, name in enumerate(names)
+        ],
+        "read": dict(data.seen.read),
+        "findings": findings,
+        "unusable": [dataclasses.asdict(one) for one in data.seen.unusable],
+        "leak": dict(data.leak) if data.leak else None,
+        "groups": len(set(data.seen.groups.values())),
+        "left_out_of_validation": len(data.left_out),
+    }
+
+
+def _leak(training: Examples, validation: Examples, groups: Mapping[str, str]) -> dict[str, int]:
+    """Returns how many validation examples are also in training, exactly or nearly."""
+    there = {example.digest for example in training.items}
+    alike = {groups[digest] for digest in there if digest in groups}
+    exact = sum(example.digest in there for example in validation.items)
+    near = sum(example.digest not in there and groups.get(example.digest) in alike for example in validation.items)
+    return {"exact": exact, "near": near, "of": len(validation)}
