@@ -27,6 +27,7 @@ def train(
     replicas: int | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     split: str | os.PathLike[str] | None = None,
+    checkpoints: str | os.PathLike[str] | None = None,
     **hyperparameters: Any,
 ) -> dict[str, Any]:
     """Trains on class folders or data.csv and writes archive and report; returns what report.json holds.
@@ -41,6 +42,7 @@ def train(
         replicas: Devices to train on; by default all GPUs, or the CPU.
         cache_dir: Folder where features are kept between jobs, or "none"; by default below TF_FINETUNE_CACHE.
         split: The split.csv of an earlier job, whose examples stay where they were; new ones join them.
+        checkpoints: Folder from which a training goes on that was interrupted.
         **hyperparameters: See `tf-finetune hyperparameters`.
 
     Raises:
@@ -50,7 +52,14 @@ def train(
 
     channels = {"training": training, "validation": validation, "test": test, "model": model}
     planned = job.plan(
-        channels, hyperparameters, output, model_name, replicas=replicas, cache_dir=cache_dir, split=split
+        channels,
+        hyperparameters,
+        output,
+        model_name,
+        replicas=replicas,
+        cache_dir=cache_dir,
+        split=split,
+        checkpoints=checkpoints,
     )
     from tf_finetune import devices, pipeline  # noqa: F401  (devices first: it imports TensorFlow without its noise)
 

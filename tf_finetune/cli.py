@@ -13,15 +13,13 @@ import json
 import logging
 import os
 import re
-import signal
 import sys
-import threading
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from tf_finetune import __version__, environment
+from tf_finetune import __version__, environment, interruption
 from tf_finetune.errors import FinetuneError, UsageError, listed, shortened
 
 log = logging.getLogger("tf_finetune")
@@ -42,8 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     in_job = arguments[:1] == ["train"]
-    if threading.current_thread() is threading.main_thread():  # A job that is stopped cleans up, as at Ctrl-C.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    interruption.install()
     try:
         flags, rest = _parser().parse_known_args(_tied(environment.without_toolkit_arguments(arguments)))
         _start_log()
@@ -168,6 +165,7 @@ def _add_train(commands: Any) -> None:
     places.add_argument(
         "--cache-dir", "--cache_dir", metavar="PLACE", help="folder where features are kept between runs, or none"
     )
+    places.add_argument("--checkpoints", metavar="FOLDER", help="where a training goes on that was interrupted")
     places.add_argument("--split", metavar="FILE", help="split.csv of an earlier job: its examples stay")
     places.add_argument("--replicas", metavar="N", help="devices to train on (default: all GPUs, or one CPU)")
     rows = train.add_argument_group("hyperparameters (hyphens or underscores)")
@@ -200,8 +198,9 @@ def _train(flags: argparse.Namespace, rest: Sequence[str]) -> int:
         replicas=_whole_number("--replicas", flags.replicas),
         arn=place.job_arn,
         cache_dir=flags.cache_dir,
-        checkpoints=environment.feature_folder(place),
+        feature_folder=environment.feature_folder(place),
         split=flags.split,
+        checkpoints=flags.checkpoints or environment.checkpoint_folder(place),
     )
     _tell_result(_run(planned))
     return 0

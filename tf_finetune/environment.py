@@ -89,9 +89,13 @@ def read(environ: Mapping[str, str] = os.environ) -> Environment:
 def feature_folder(place: Environment) -> Path | None:
     """Returns where features are kept on SageMaker: beside the checkpoints, for each host, so that a job that was
     interrupted finds them again. None where the job has no checkpoints."""
-    if not place.on_sagemaker or not place.checkpoint_dir.is_dir():
-        return None
-    return place.checkpoint_dir / f"features-{place.current_host}"
+    folder = checkpoint_folder(place)
+    return folder / f"features-{place.current_host}" if folder else None
+
+
+def checkpoint_folder(place: Environment) -> Path | None:
+    """Returns SageMaker's folder for checkpoints, or None where the job has none."""
+    return place.checkpoint_dir if place.on_sagemaker and place.checkpoint_dir.is_dir() else None
 
 
 def failure_file(environ: Mapping[str, str] = os.environ) -> Path | None:

@@ -56,6 +56,7 @@ class Job:
         arn: The training job's ARN on SageMaker.
         replicas: Devices to train on; None for all GPUs or one CPU.
         feature_cache: Where the features of a frozen backbone are kept between jobs.
+        checkpoints: Folder from which a training goes on that was interrupted, or None.
         earlier_split: The side of each digest, as the split.csv has it that the user gave back; None without one.
     """
 
@@ -73,6 +74,7 @@ class Job:
     replicas: int | None = None
     feature_cache: Place = Place(None)
     earlier_split: Mapping[str, str] | None = None
+    checkpoints: Path | None = None
 
 
 def plan(
@@ -84,7 +86,8 @@ def plan(
     replicas: int | None = None,
     arn: str | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
-    checkpoints: Path | None = None,
+    feature_folder: Path | None = None,
+    checkpoints: str | os.PathLike[str] | None = None,
     split: str | os.PathLike[str] | None = None,
 ) -> Job:
     """Returns the job, or every reason why it cannot be done.
@@ -98,7 +101,8 @@ def plan(
         replicas: Devices to train on.
         arn: The training job's ARN.
         cache_dir: Where features are kept, "none" for nowhere; None for the cache folder.
-        checkpoints: On SageMaker the folder for features where no other was named.
+        feature_folder: On SageMaker the folder for features where no other was named.
+        checkpoints: Folder from which a training goes on that was interrupted.
         split: The split.csv of an earlier job, whose examples stay where they were.
 
     Raises:
@@ -134,7 +138,8 @@ def plan(
         problems.append(UsageError(f"--replicas: expected an integer of 1 or more; received {replicas}"))
     destination = tried(lambda: _destination(output, name or "model", sagemaker_output, folders.values()))
     earlier_split = tried(lambda: _earlier_split(split, folders)) if split else None
-    kept = tried(lambda: feature_cache.place(cache_dir, checkpoints, storage.cache_folder()))
+    tried(lambda: _check_checkpoints(checkpoints))
+    kept = tried(lambda: feature_cache.place(cache_dir, feature_folder, storage.cache_folder()))
     if (
         problems
         or task is None
@@ -162,6 +167,7 @@ def plan(
         replicas=replicas,
         feature_cache=kept,
         earlier_split=earlier_split,
+        checkpoints=Path(checkpoints).absolute() if checkpoints else None,
     )
 
 
@@ -250,6 +256,14 @@ def _in_model_channel(channel: Path) -> Path:
         f"model channel {channel} should be a SavedModel's folder, or hold one .tar.gz of it; received "
         f"{listed(file.name for file in sorted(channel.glob('*'))) or 'nothing'}."
     )
+
+
+def _check_checkpoints(folder: str | os.PathLike[str] | None) -> None:
+    if not folder:
+        return
+    if "://" in str(folder) or (Path(folder).exists() and not Path(folder).is_dir()):
+        raise UsageError(f"--checkpoints: expected a folder on this machine; received {folder}.")
+    _check_writable(Path(folder).absolute())
 
 
 def _earlier_split(file: str | os.PathLike[str], folders: Mapping[str, Path]) -> dict[str, str]:

@@ -48,7 +48,7 @@ MODEL = {
     "labels_info.json",
     "tf_finetune.json",
 }
-OUTPUT = {"data/predictions.csv", "data/report.html", "data/report.json", "data/split.csv"}
+OUTPUT = {"data/label_errors.csv", "data/predictions.csv", "data/report.html", "data/report.json", "data/split.csv"}
 
 
 @pytest.fixture(scope="module")

@@ -77,6 +77,6 @@ def test_a_wrong_file_is_the_reason_of_the_failure(tmp_path):
     (base / "code" / "finetune.py").write_bytes(toolkit.ENTRY_SCRIPT.read_bytes())
     done = toolkit.run_toolkit(base)
     assert done.returncode == 1
-    assert "data.csv line 3: byte 0xe9 at offset 13 is not UTF-8" in failure_of(base)
+    assert "training/data.csv:3 (it is not UTF-8)" in failure_of(base)
     assert f"tf-finetune: {failure_of(base)}" in done.stdout
     assert toolkit.files_below(base / "model") == set()

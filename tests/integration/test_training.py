@@ -11,7 +11,8 @@ from PIL import Image
 from tests import builders
 from tf_finetune import evaluation, examples, features, images
 from tf_finetune.errors import TrainingError
-from tf_finetune.training import Standing, steps
+from tf_finetune.training import steps
+from tf_finetune.training.loop import Standing
 
 REPLICAS = 1e-4
 REFERENCE = 1e-5

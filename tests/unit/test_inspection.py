@@ -22,7 +22,7 @@ from tests.photographs import bmp, encoded, exif, picture, png, with_frame
 from tf_finetune import inspection
 from tf_finetune.errors import MESSAGE_LIMIT, DataError, HyperparameterError
 from tf_finetune.hyperparameters import Hyperparameters
-from tf_finetune.inspection import conversion, decoding, findings, photo_channels, photos, quarantine
+from tf_finetune.inspection import conversion, decoding, findings, photo_channels, photos, quarantine, sniffing
 from tf_finetune.inspection.records import ERROR, NOTE, WARNING, Header, Unusable
 
 LIMIT = 10**8
@@ -132,9 +132,14 @@ def test_max_pixels_counts_before_anything_is_decoded():
     assert photos.look(png(20_000, 20_000, 1, 0), 10**9).kind != "too_many_pixels"
 
 
-def test_a_tiff_that_lies_about_its_size_is_no_bomb():
-    look = photos.look(encoded(Image.new("L", (300, 300)), "TIFF"), 300 * 299)
-    assert look.kind == "too_many_pixels"
+def test_pixels_are_counted_again_where_the_header_did_not_tell():
+    content = encoded(Image.new("L", (300, 300)), "TIFF")
+    place = next(at for at in range(8, len(content)) if content[at : at + 4] == b"\x00\x01\x04\x00")
+    signed = content[: place + 2] + b"\x09" + content[place + 3 :]  # A type of number that nobody uses here.
+    assert sniffing.sniff(signed).width == 0
+    assert photos.look(signed, 300 * 300).kind == ""
+    assert photos.oddities(sniffing.sniff(signed), "1.tif") == ["gray", "converted"]
+    assert photos.look(signed, 300 * 299).kind == "too_many_pixels"
 
 
 # The verdicts on the files of the issue.
@@ -245,6 +250,21 @@ def test_a_converted_photo_is_upright(orientation):
     stored = conversion.upright(upright, {6: 8, 8: 6}.get(orientation, orientation))  # The way back.
     made = conversion.graph_ready(encoded(stored, "TIFF", exif=tags), LIMIT)
     np.testing.assert_array_equal(pixels_of(made), pixels_of(encoded(upright, "PNG")))
+
+
+def test_a_converted_animation_is_upright():
+    upright, other = picture(3, 40, 30), picture(4, 40, 30)
+    stored = [conversion.upright(image, 8) for image in (upright, other)]
+    options = {"save_all": True, "append_images": stored[1:], "lossless": True, "exif": exif(6)}
+    made = conversion.graph_ready(encoded(stored[0], "WEBP", **options), LIMIT)
+    np.testing.assert_array_equal(pixels_of(made), pixels_of(encoded(upright, "PNG")))
+
+
+def test_what_the_graph_gets_wrong_is_not_for_it():
+    for content in (with_frame(JPEG, bits=12), with_frame(JPEG, 0xC9), GIF[:-1], bmp("RGB") + b"x", b"", b"text"):
+        assert not conversion.is_decodable(content)
+    assert conversion.graph_ready(GIF[:-1], LIMIT).startswith(b"\x89PNG")
+    assert conversion.graph_ready(bmp("RGB") + b"x", LIMIT).startswith(b"\x89PNG")
 
 
 def test_sixteen_bits_stay_sixteen_bits_in_a_conversion():
@@ -445,6 +465,9 @@ def test_validation_and_test_photos_that_are_in_training_are_a_leak(tmp_path):
     )
     test = write_files(tmp_path / "test", {"b/new.png": encoded(picture(8888), "PNG")})
     found = examined(channel_of(tmp_path / "photos"), None, {"validation": validation, "test": test})
+    nearly = examined(channel_of(tmp_path / "more", {"a/0.jpg": encoded(picture(0))}), None, {"validation": validation})
+    (leak,) = [finding for finding in nearly.findings if finding.kind == "leak"]
+    assert "1 exactly and 1 nearly" in leak.detail  # What is there exactly is not counted as a near one too.
     assert kinds_of(found)["leak"] == (WARNING, ("validation/a/same.png", "validation/b/near.jpg"))
     assert set(kinds_of(found)) == {"leak"}
     (finding,) = found.findings
@@ -602,8 +625,6 @@ pytest.importorskip("hypothesis", reason="hypothesis is not installed; it is par
 
 from hypothesis import HealthCheck, given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
-
-from tf_finetune.inspection import sniffing  # noqa: E402
 
 SEEDS = [content for content, *_ in (*UNUSABLE.values(), *USABLE.values()) if len(content) < 100_000]
 

@@ -74,7 +74,7 @@ def test_a_bad_row_is_left_out_with_its_line_and_the_rest_is_used(tmp_path, case
 
 
 def test_lines_are_counted_right_behind_bad_rows(tmp_path):
-    content = '"a","two\nlines"\nb,one\na,x,y\nb,"q" z\n\nb,\na,last\n'
+    content = '"a","two\nlines"\nb,one\na,\nb,"q" z\n\nb,x,y\na,last\n'
     found = examined(tmp_path, content)
     assert {example.id: example.content for example in found.parts["training"].items} == {
         "data.csv:1": "two\nlines",
@@ -82,9 +82,9 @@ def test_lines_are_counted_right_behind_bad_rows(tmp_path):
         "data.csv:8": "last",
     }
     assert [(one.id, one.kind) for one in found.unusable] == [
-        ("data.csv:4", "columns"),
+        ("data.csv:4", "empty"),
         ("data.csv:5", "broken_quote"),
-        ("data.csv:7", "empty"),
+        ("data.csv:7", "columns"),
     ]
 
 

@@ -55,7 +55,7 @@ def test_features_are_kept_where_the_user_says_or_in_the_cache_folder(elsewhere,
         planned = job.plan({"training": "photos"}, {}, "out", cache_dir=given)
         assert planned.feature_cache == (kept or Place(elsewhere / "m", 2 * 2**30))
     monkeypatch.delenv("TF_FINETUNE_CACHE")
-    planned = job.plan({"training": "photos"}, {}, "out", checkpoints=elsewhere / "checkpoints")
+    planned = job.plan({"training": "photos"}, {}, "out", feature_folder=elsewhere / "checkpoints")
     assert planned.feature_cache == Place(elsewhere / "checkpoints", None)
     assert not any((elsewhere / name).exists() for name in ("cache", "mine", "m", "checkpoints", "out"))
 

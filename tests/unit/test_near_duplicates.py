@@ -106,7 +106,8 @@ def test_photos_with_little_in_them_have_no_hash(tmp_path):
     faint = generator.integers(120, 128, [90, 120, 3], dtype=np.uint8)
     stripes = np.repeat(np.array([0, 255, 0], np.uint8), 30)[:, None, None] * np.ones([1, 120, 3], np.uint8)
     gradient = np.linspace(0, 30, 120)[None, :, None].astype(np.uint8) * np.ones([90, 1, 3], np.uint8)
-    for pixels in (faint, stripes, gradient):
+    blocks = np.kron(generator.integers(120, 132, [16, 17, 1], dtype=np.uint8), np.ones([8, 8, 3], np.uint8))
+    for pixels in (faint, stripes, gradient, blocks):
         assert hash_of(encoded(Image.fromarray(pixels), "PNG")) == (None, None)
 
 
@@ -125,6 +126,8 @@ def with_flipped(hash: bytes, bits) -> bytes:
 def test_no_pair_within_the_limit_is_missed_and_none_beyond_is_found(seed):
     generator = np.random.default_rng(seed)
     hash, thumbnail = generator.bytes(32), bytes(generator.integers(50, 200, 192, dtype=np.uint8))
+    packed = np.frombuffer(hash, np.uint8)[None]
+    assert len(duplicates._parts(packed)) > duplicates.MOST_BITS  # So that one of them is always the same.
     for count in range(20):
         other = with_flipped(hash, generator.choice(256, count, replace=False))
         found = duplicates.near_photos({"a": (hash, thumbnail), "b": (other, thumbnail)})
@@ -138,6 +141,7 @@ def test_thumbnails_must_agree_on_average_and_nearly_everywhere():
         (np.full(192, 11), False),
         (np.repeat([0, 60], [173, 19]), True),
         (np.repeat([0, 40], [172, 20]), False),
+        (np.tile([12, -12], 96), False),
     ]:
         pair = {"a": (hash, gray.tobytes()), "b": (hash, (gray + change).astype(np.uint8).tobytes())}
         assert duplicates.near_photos(pair) == ([("a", "b")] if alike else [])
@@ -256,7 +260,8 @@ def test_the_space_that_knows_the_most_is_asked(tmp_path):
     one[1], other[3] = one[0], other[2]
     keep(place, names[:30], one[:30], backbone="one")
     keep(place, names, other, backbone="other")
-    keep(place, [digest[::-1] for digest in digests(90)], np.ones([90, 70]), backbone="of other photos")
+    for number in range(8):
+        keep(place, [digest[::-1] for digest in digests(90)], np.ones([90, 70]), backbone=f"of others {number}")
     assert duplicates.by_features(names, place) == [(names[2], names[3])]
 
 

@@ -122,6 +122,17 @@ def test_exif_behind_another_block_is_found():
     assert sniffing.sniff(twice).orientation == 6
 
 
+def test_the_first_exif_counts_as_in_the_graph():
+    for first, second, seen in [(6, 3, 6), (1, 6, 1)]:
+        assert sniffing.sniff(tagged(encoded(picture(), exif=exif(second)), exif(first))).orientation == seen
+
+
+def test_a_directory_of_exif_that_is_cut_off_is_read_as_far_as_it_goes():
+    entry = struct.pack("<HHIHH", photographs.ORIENTATION, 3, 1, 8, 0)
+    block = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 9) + entry + struct.pack("<HHI", 0x0100, 3, 1)
+    assert sniffing.sniff(tagged(JPEG, block)).orientation == 8
+
+
 @pytest.mark.parametrize("case", HEADERS)
 def test_headers_that_are_cut_off_are_still_of_their_format(case):
     content, expected = HEADERS[case]

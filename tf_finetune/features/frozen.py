@@ -132,7 +132,7 @@ class Passes:
         """Returns where the features of a way are kept."""
         about = {**self._about, **dataclasses.asdict(way), "augmentation": dict(augmentation) if augmentation else None}
         about["device"] = "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
-        about["backbone"] = self._digests
+        about["backbone"] = self.digests
         about["version"] = [VERSION, *tf.__version__.split(".")[:2]]
         space = Space(self.place, about, self.name)
         space = self._spaces.setdefault(space.about, space)
@@ -140,7 +140,8 @@ class Passes:
         return space
 
     @functools.cached_property
-    def _digests(self) -> list[str | None]:
+    def digests(self) -> list[str | None]:
+        """The SHA-256 of the backbone's files, and of its preprocessor's, if it has one."""
         folders = (self._original.saved_model, self._original.preprocessor)
         return [content_of(Path(folder)) if folder else None for folder in folders]
 

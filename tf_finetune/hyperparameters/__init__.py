@@ -42,6 +42,8 @@ ADDED = frozenset(
         "group_by",
         "calibrate",
         "trust_backbone",
+        "checkpoint_seconds",
+        "max_seconds",
     }
 )
 # What an optimizer uses that takes steps; a head that is solved has no use for it.
@@ -62,6 +64,8 @@ OF_STEPS = frozenset(
         "early_stopping_patience",
         "early_stopping_min_delta",
         "eval_metric",
+        "checkpoint_seconds",
+        "max_seconds",
     }
 )
 

@@ -112,6 +112,12 @@ class Hyperparameters(pydantic.BaseModel):
         "numbers that training computes with; 16 bits only where they agree with float32 on your examples; the model "
         "and all figures are float32",
     )
+    checkpoint_seconds: Count = _field(
+        60, "seconds between checkpoints within an epoch, where there is a folder for them; each epoch ends with one"
+    )
+    max_seconds: Count | None = _field(
+        None, "seconds after which no further step is trained; the best epoch so far is exported"
+    )
     on_bad_data: Literal["skip", "fail"] = _field(
         "skip", "what to do about examples that cannot be used: leave them out and list them, or stop"
     )

@@ -11,18 +11,12 @@ from typing import Any
 from tf_finetune.errors import listed
 from tf_finetune.examples import TRAINING, Example, Examples
 from tf_finetune.examples.records import counted
-from tf_finetune.inspection.records import ERROR, NOTE, WARNING, Finding, Unusable
+from tf_finetune.inspection.records import ERROR, WARNING, Finding, Unusable
 
 FEW = 10  # Examples of a class in training.
 IMBALANCE = 10  # Times as many examples as the smallest class has.
 SHOWN_GROUPS = 3  # Of copies, in the sentence for people.
-ORDER = {ERROR: 0, WARNING: 1, NOTE: 2}
 Member = tuple[str, Example]  # With its channel.
-
-
-def by_severity(found: Iterable[Finding]) -> tuple[Finding, ...]:
-    """Returns findings with errors first; else they keep their order."""
-    return tuple(sorted(found, key=lambda finding: ORDER[finding.severity]))
 
 
 def natural(id: str) -> list[Any]:

@@ -67,7 +67,7 @@ def examine(channels: Mapping[str, Path], settings: Hyperparameters, scratch: Pa
     groups = duplicates.groups(duplicates.near_photos(hashes))
     told = [*findings.of_unusable(unusable, NOUN), *findings.of_data(parts, groups, NOUN), *_odd(files, seen)]
     read = {channel: sum(of == channel for of, _ in files) for channel in channels}
-    return Inspection(parts, tuple(unusable), findings.by_severity(told), groups, read)
+    return Inspection(parts, tuple(unusable), tuple(told), groups, read)
 
 
 def _see(path: Path, max_pixels: int, scratch: Path) -> Seen:

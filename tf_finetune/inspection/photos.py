@@ -23,7 +23,7 @@ FORMATS = {".png": "png", ".bmp": "bmp", ".gif": "gif", ".webp": "webp", ".tif":
 FORMATS |= {".avif": "avif", ".heic": "heif", ".heif": "heif"}
 FORMATS |= dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif"), "jpeg")
 
-# What is odd about photos that can be used: severity, and what to say of them.
+# What is odd about photos that can be used: severity, warnings first, and what to say of them.
 ODDITIES = {
     "tiny": (WARNING, f"under {TINY} pixels on a side, or over {EXTREME} times as long as wide: little is to be seen"),
     "exif_rotated": (NOTE, "turned upright as their EXIF orientation says, here and in the exported model"),
@@ -116,7 +116,7 @@ def oddities(header: Header, name: str) -> list[str]:
     short, long = sorted((header.width, header.height))
     expected = FORMATS.get(os.path.splitext(name)[1].lower())
     found = {
-        "tiny": 0 < short < TINY or long > EXTREME * short,
+        "tiny": short > 0 and (short < TINY or long > EXTREME * short),
         "exif_rotated": header.format == "jpeg" and header.orientation != 1,
         "gray": header.mode == "gray",
         "progressive": header.is_progressive,

@@ -18,7 +18,7 @@ HEIF_HEADER_BYTES = 2**20
 HEAD_BYTES = 4096
 PNG_MODES = {0: ("gray", False), 2: ("rgb", False), 3: ("palette", False), 4: ("gray", True), 6: ("rgb", True)}
 PNG_ENDS = {b"IDAT", b"IEND"}
-ORIENTATION = 0x0112
+EXIF, ORIENTATION = b"Exif\0\0", 0x0112
 OTHER_PHOTOS = {
     b"\0\0\0\x0cjP  ": "JPEG 2000",
     b"\0\0\0\x0cJXL ": "JPEG XL",
@@ -84,12 +84,10 @@ def looks_like(content: bytes) -> tuple[str, bool]:
 
 
 def exif_orientation(block: bytes) -> int:
-    """Returns the orientation, 1 to 8, of a JPEG's EXIF block; 1 where it says none, is broken or is no EXIF."""
-    if block[:6] != b"Exif\0\0":
-        return 1
+    """Returns the orientation, 1 to 8, of the TIFF structure in EXIF; 1 where it says none or is broken."""
     try:
-        order = {b"II*\0": "<", b"MM\0*": ">"}[block[6:10]]
-        tags = _tags(block[6:], order)
+        order = {b"II*\0": "<", b"MM\0*": ">"}[block[:4]]
+        tags = _tags(block, order)
     except (KeyError, struct.error, IndexError):
         return 1
     found = tags.get(ORIENTATION, 1)
@@ -103,14 +101,15 @@ def has_end(content: bytes) -> bool:
 
 
 def _jpeg(content: bytes) -> Header:
-    header = Header("jpeg")
+    header, is_told = Header("jpeg"), False
     try:
         for marker, place in _segments(content):
             if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC) and not header.coding:
                 header = _with_frame(header, content, place, marker)
-            if marker == 0xE1 and header.orientation == 1:
+            if marker == 0xE1 and not is_told and content[place + 2 : place + 8] == EXIF:  # The first, as in the graph.
                 end = place + int.from_bytes(content[place : place + 2], "big")
-                header = dataclasses.replace(header, orientation=exif_orientation(content[place + 2 : end]))
+                orientation, is_told = exif_orientation(content[place + 8 : end]), True
+                header = dataclasses.replace(header, orientation=orientation)
     except struct.error:  # Cut off: this is what it says so far.
         pass
     return header
@@ -237,17 +236,17 @@ def _tags(content: bytes, order: str) -> dict[int, int]:
     (start,) = struct.unpack_from(order + "I", content, 4)
     (count,) = struct.unpack_from(order + "H", content, start)
     tags = {}
-    for place in range(start + 2, start + 2 + 12 * count, 12):
+    end = start + 2 + 12 * count
+    for place in range(start + 2, min(end, len(content) - 11), 12):  # A directory may be cut off.
         tag, kind, number = struct.unpack_from(order + "HHI", content, place)
-        form = {1: "B", 3: "H", 4: "I"}.get(kind)
-        if form is None or not number:
+        form = {3: "H", 4: "I"}.get(kind)
+        if form is None or not number or tag in tags:
             continue
         value = place + 8
         if number * struct.calcsize(form) > 4:
             (value,) = struct.unpack_from(order + "I", content, place + 8)
         if value + 4 <= len(content):
             (tags[tag],) = struct.unpack_from(order + form, content, value)
-    end = start + 2 + 12 * count
     if end + 4 <= len(content):
         (tags[-1],) = struct.unpack_from(order + "I", content, end)
     return tags

@@ -41,7 +41,7 @@ def examine(channels: Mapping[str, Path], settings: Hyperparameters, scratch: Pa
     contents = {example.digest: str(example.content) for part in parts.values() for example in part.items}
     groups = duplicates.groups(duplicates.near_texts(contents))
     told = [*findings.of_unusable(unusable, NOUN), *findings.of_data(parts, groups, NOUN), *_too_long(parts, settings)]
-    return Inspection(parts, tuple(unusable), findings.by_severity(told), groups, read)
+    return Inspection(parts, tuple(unusable), tuple(told), groups, read)
 
 
 def _too_long(parts: Mapping[str, Examples], settings: Hyperparameters) -> list[Finding]:

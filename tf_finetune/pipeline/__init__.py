@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import tempfile
 from collections.abc import Mapping
@@ -33,7 +34,7 @@ from tf_finetune.examples import Examples
 from tf_finetune.features import Progress, Source
 from tf_finetune.hyperparameters import Hyperparameters
 from tf_finetune.job import Job
-from tf_finetune.pipeline import data, doubts, inputs, proof
+from tf_finetune.pipeline import data, doubts, inputs, proof, watching
 from tf_finetune.pipeline import record as records
 from tf_finetune.report.stopwatch import Stopwatch
 from tf_finetune.training import steps
@@ -76,7 +77,10 @@ def _run(planned: Job, scratch: Path, progress: Progress | None) -> dict[str, An
             feature_cache.evict(passes.place)
         with watch.stage("data"):
             found = data.with_alike_features(found, passes.place)
-        fitted = fit(model, read, settings, strategy, watch, progress)
+        replicas = strategy.num_replicas_in_sync
+        best = functools.partial(proof.write_folder, planned, medium, preprocessing, parts["training"].class_names)
+        with watching.watched(planned, parts, passes, replicas, watch.started, best) as watched:
+            fitted = fit(model, read, settings, strategy, watch, progress, watched)
         with watch.stage("evaluation"):
             answers, calibrated = calibrate(answer(parts, read.sources, model, strategy), found, model, settings)
             figures = measure(parts, answers)
@@ -84,7 +88,7 @@ def _run(planned: Job, scratch: Path, progress: Progress | None) -> dict[str, An
     doubtful, suspects = doubts.doubtful_labels(parts, out_of_sample(parts, fitted, answers))
     record = records.describe(planned, parts, fitted, figures, warnings)
     record |= records.account(parts, passes, read.precision, fitted, settings)
-    record |= {"calibration": calibrated, "data": data.describe(found)}
+    record |= {"calibration": calibrated, "data": data.describe(found), "ended_early": fitted.ended_early or None}
     record |= records.shown_doubts(parts, answers, doubtful[:suspects])
     with results.stage(planned.destination) as staged:
         with watch.stage("export"), export.fresh_process() as process:
@@ -107,6 +111,7 @@ def fit(
     strategy: tf.distribute.Strategy,
     watch: Stopwatch,
     progress: Progress | None,
+    watched: training.Watched,
 ) -> training.Fitted:
     """Returns what training gave: a head that was solved, or epochs, with optimizer=auto from such a head."""
     examples_of = (read.sources["training"], read.sources.get("validation"))
@@ -117,7 +122,9 @@ def fit(
                 return training.fit_head(model, *examples_of, settings, strategy, progress)
             head, held_out = training.solve(model, read.frozen, settings, progress)
     with watch.stage("head" if settings.train_only_top_layer else "fine_tuning"):
-        fitted = training.fit(model, *examples_of, settings, strategy, progress, read.precisions, read.remember)
+        fitted = training.fit(
+            model, *examples_of, settings, strategy, progress, read.precisions, read.remember, watched
+        )
     return dataclasses.replace(fitted, head=head, held_out=held_out)
 
 

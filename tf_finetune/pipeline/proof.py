@@ -66,6 +66,29 @@ def write_model(
     """Writes the archive, or on SageMaker its unpacked folder, and returns its path."""
     folder = staged / "model"
     folder.mkdir()
+    _write_into(folder, planned, model, serving, preprocessing, class_names)
+    if planned.destination.archive is None:
+        return folder
+    archive.pack(folder, staged / "model.tar.gz")
+    shutil.rmtree(folder)
+    return staged / "model.tar.gz"
+
+
+def write_folder(
+    planned: Job, medium: Any, preprocessing: Any, class_names: Sequence[str], folder: Path, model: Classifier
+) -> None:
+    """Writes the unpacked archive of a model as it is, unproved, into a folder."""
+    _write_into(folder, planned, model, medium.serving_inputs(preprocessing), preprocessing.as_json(), class_names)
+
+
+def _write_into(
+    folder: Path,
+    planned: Job,
+    model: Classifier,
+    serving: tuple[tf.TensorSpec, Any],
+    preprocessing: Mapping[str, Any],
+    class_names: Sequence[str],
+) -> None:
     export.write_saved_model(folder / "1", model, *serving)
     description = {
         "task": planned.task,
@@ -77,8 +100,3 @@ def write_model(
         "preprocessing": dict(preprocessing),
     }
     export.write_side_files(folder, class_names, description)
-    if planned.destination.archive is None:
-        return folder
-    archive.pack(folder, staged / "model.tar.gz")
-    shutil.rmtree(folder)
-    return staged / "model.tar.gz"

@@ -69,8 +69,9 @@ def class_weights(labels: np.ndarray, num_classes: int, settings: Hyperparameter
     return (len(labels) / (num_classes * np.maximum(counts, 1))).astype(np.float32)
 
 
-def stream(source: Source, plan: Plan) -> tf.data.Dataset:
-    """Returns the batches of one host, one replica's after the other's: (inputs, labels, shares, keys, epoch).
+def stream(source: Source, plan: Plan, first: int = 0) -> tf.data.Dataset:
+    """Returns the batches of one host from a step on, one replica's after the other's: (inputs, labels, shares, keys,
+    epoch).
 
     A share is 1 / the number of examples in the step, or 0 in a slot that is only filled up.
     """
@@ -89,7 +90,7 @@ def stream(source: Source, plan: Plan) -> tf.data.Dataset:
         view = tf.cast(epoch, tf.int64) % source.views * plan.examples
         return source.load(index + view, seed), tf.gather(labels, index), share, key, epoch
 
-    counters = tf.data.Dataset.range(plan.steps * width)
+    counters = tf.data.Dataset.range(first * width, plan.steps * width)
     return (
         counters.map(example, tf.data.AUTOTUNE, deterministic=True).batch(plan.slots, drop_remainder=True).prefetch(2)
     )
