@@ -51,8 +51,6 @@ def run(
     values = hyperparameters.parse({name: value for name, value in given.items() if value is not None}, task)
     settings, _ = hyperparameters.resolve(values, {}, task=task)
     apart = _quarantine(fix, task, folders)
-    for channel, folder in folders.items():
-        examples.check(task, folder, channel)
     with tempfile.TemporaryDirectory(prefix="tf-finetune-") as scratch:
         found = inspection.examine(task, folders, settings, Path(scratch))
     told = found.findings

@@ -177,6 +177,20 @@ def test_what_is_opaque_stays_as_it_is(kind):
     np.testing.assert_array_equal(pixels_of(opaque), np.array(picture()))
 
 
+@pytest.mark.parametrize("colours", [2, 4, 16, 200], ids=["1 bit", "2 bits", "4 bits", "8 bits"])
+@pytest.mark.parametrize("with_alpha", [False, True], ids=["opaque", "transparent"])
+def test_palettes_of_few_bits_keep_their_colours(colours, with_alpha):
+    given = {"transparency": 0} if with_alpha else {}
+    content = encoded(picture().quantize(colours), "PNG", **given)
+    np.testing.assert_allclose(pixels_of(content), on_white(content), atol=1)
+
+
+@pytest.mark.parametrize("mode", ["1", "L"])
+def test_gray_pngs_of_one_bit_and_of_eight_keep_their_gray(mode):
+    content = encoded(picture().convert(mode), "PNG")
+    np.testing.assert_array_equal(pixels_of(content), np.array(picture().convert(mode).convert("RGB")))
+
+
 def test_cmyk_agrees_with_pillow_to_five_levels():
     colours = np.random.default_rng(0).integers(0, 256, [8, 12, 4]).astype(np.uint8).repeat(8, 0).repeat(8, 1)
     content = encoded(Image.fromarray(colours, "CMYK"), quality=95)

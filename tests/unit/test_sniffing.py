@@ -127,6 +127,12 @@ def test_the_first_exif_counts_as_in_the_graph():
         assert sniffing.sniff(tagged(encoded(picture(), exif=exif(second)), exif(first))).orientation == seen
 
 
+def test_the_first_of_two_orientations_counts_as_in_the_graph():
+    entries = [struct.pack("<HHIHH", photographs.ORIENTATION, 3, 1, value, 0) for value in (8, 3)]
+    block = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + b"".join(entries) + bytes(4)
+    assert sniffing.sniff(tagged(JPEG, block)).orientation == 8
+
+
 def test_a_directory_of_exif_that_is_cut_off_is_read_as_far_as_it_goes():
     entry = struct.pack("<HHIHH", photographs.ORIENTATION, 3, 1, 8, 0)
     block = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 9) + entry + struct.pack("<HHI", 0x0100, 3, 1)

@@ -25,11 +25,21 @@ def decoded(content: tf.Tensor) -> tf.Tensor:
     def on_white() -> tf.Tensor:
         pixels = tf.io.decode_image(content, channels=4, expand_animations=False)
         colours, alpha = pixels[..., :3], pixels[..., 3:]
-        return tf.cond(tf.reduce_min(alpha) == 255, lambda: colours, lambda: _composed(colours, alpha))
+        return tf.cond(tf.reduce_all(alpha == _opaque(content)), lambda: colours, lambda: _composed(colours, alpha))
 
     pixels = tf.cond(_may_be_transparent(content), on_white, opaque)
     pixels.set_shape([None, None, 3])
     return pixels
+
+
+def _opaque(content: tf.Tensor) -> tf.Tensor:
+    """Returns the alpha that TensorFlow's decoder gives a photo without one: uint8 [].
+
+    It should be 255. For a PNG of 1, 2 or 4 bits it is the largest number of so many bits (TensorFlow 2.21).
+    """
+    is_png = tf.strings.substr(content, 0, 4) == b"\x89PNG"
+    depth = tf.cast(tf.io.decode_raw(tf.strings.substr(content, 24, 1), tf.uint8)[0], tf.int32)  # In a PNG's header.
+    return tf.cast(tf.where(is_png & (depth < 8), tf.bitwise.left_shift(1, depth) - 1, 255), tf.uint8)
 
 
 def _composed(colours: tf.Tensor, alpha: tf.Tensor) -> tf.Tensor:
