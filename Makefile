@@ -50,4 +50,4 @@ bench: $(READY) ## measure against stock Keras, TF-Hub and scikit-learn, side by
 	$(BIN)/python benchmarks/run.py $(if $(DATA),--data $(DATA)) $(if $(TEXTS),--texts $(TEXTS)) $(if $(ONLY),--only $(ONLY)) $(ARGS)
 
 clean: ## remove the virtual environment and what tools left behind
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build *.egg-info .hypothesis .pytest_cache .mypy_cache .ruff_cache

@@ -18,7 +18,7 @@ from tf_finetune.errors import UsageError
 from tf_finetune.feature_cache import Place
 from tf_finetune.hyperparameters import Hyperparameters
 
-REPOSITORY = Path(cli.__file__).parents[1]
+REPOSITORY = Path(cli.__file__).parents[2]
 SECONDS = 1.0  # Of processor time.
 BAD = {"a/bad.jpg": b"", "b/x/page.jpg": b"<html>"}
 

@@ -16,9 +16,10 @@ import pytest
 
 from tests.builders import write_files
 from tf_finetune import catalog, cli, progress, tables
+from tf_finetune.cli import commands
 from tf_finetune.errors import MESSAGE_LIMIT, ExportError, shortened
 
-REPOSITORY = Path(cli.__file__).parents[1]
+REPOSITORY = Path(cli.__file__).parents[2]
 HEAVY = {"tensorflow", "keras", "tensorflow_hub", "numpy", "pandas", "boto3", "sklearn", "matplotlib", "jinja2", "PIL"}
 SECONDS = 1.0  # Of processor time, since the machine may be busy with something else.
 DATA = {"good/a/1.jpg": b"1", "good/b/2.jpg": b"2", "empty/": b"", "one/a/1.jpg": b"1", "file": b""}
@@ -172,8 +173,8 @@ def main(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SAGEMAKER_BASE_DIR", str(tmp_path / "ml"))
     jobs = []
-    monkeypatch.setattr(cli, "_run", jobs.append)
-    monkeypatch.setattr(cli, "_tell_result", lambda record: None)
+    monkeypatch.setattr(commands, "_run", jobs.append)
+    monkeypatch.setattr(commands, "_tell_result", lambda record: None)
 
     def run(*words: str) -> SimpleNamespace:
         jobs.clear()
@@ -416,7 +417,7 @@ def test_errors_become_exit_codes(sagemaker, monkeypatch, error, code, parts):
     def fail(job):
         raise error
 
-    monkeypatch.setattr(cli, "_run", fail)
+    monkeypatch.setattr(commands, "_run", fail)
     done = sagemaker({})
     assert done.code == code
     assert ("Traceback" in done.err) == (code == 2)

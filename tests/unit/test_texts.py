@@ -469,6 +469,6 @@ def test_reading_and_wrong_uses_need_no_tensorflow(channels):
         "print(json.dumps([len(read), code, sorted({'tensorflow', 'numpy', 'keras', 'pandas'} & set(sys.modules))]))"
     )
     command = [sys.executable, "-c", program, str(channels["text"])]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(cli.__file__).parents[1])
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(cli.__file__).parents[2])
     assert json.loads(done.stdout) == [10, 1, []]
     assert "epochs: expected an integer of 1 or more" in done.stderr

@@ -1,0 +1,88 @@
+"""What the words of the command line mean: flags, values, and hyperparameters in SageMaker's spellings."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import re
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from tf_finetune import environment
+from tf_finetune.errors import UsageError
+
+log = logging.getLogger(__name__)
+
+BARE = "\0"  # A flag without a value; it cannot come from a shell.
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are ours."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises the message instead of exiting with code 2."""
+        raise UsageError(f"{message}. See `{self.prog} --help`.")
+
+
+def tied(arguments: Sequence[str]) -> list[str]:
+    """Returns the arguments with values such as -1,1 tied to their flags: argparse would take them for flags."""
+    words: list[str] = []
+    for word in arguments:
+        if words and re.match(r"-[.\d]", word) and re.fullmatch(r"--[\w-]+", words[-1]):
+            words[-1] += f"={word}"
+        else:
+            words.append(word)
+    return words
+
+
+def hyperparameters_given(
+    flags: argparse.Namespace, rest: Sequence[str], place: environment.Environment
+) -> dict[str, Any]:
+    """Returns SageMaker's hyperparameters, overridden by the command line's; unknown flags are among them."""
+    typed = {name[3:]: values[-1] for name, values in vars(flags).items() if name.startswith("hp:") and values}
+    typed.update(_pairs(rest))
+    from tf_finetune import hyperparameters
+
+    canonical = hyperparameters.canonical
+    # SageMaker's toolkit drops an empty value and keeps its flag; the empty value itself is in its JSON.
+    empty = {canonical(name) for name, value in place.hyperparameters.items() if value in ("", None)}
+    overridden = {canonical(name) for name, value in typed.items() if value != BARE or canonical(name) not in empty}
+    given = {name: value for name, value in place.hyperparameters.items() if canonical(name) not in overridden}
+    for name, value in typed.items():
+        reason = environment.reason_to_ignore(name)
+        if reason:
+            log.info("--%s is ignored: %s", name, reason)
+            continue
+        if canonical(name) in overridden:
+            bare = "True" if hyperparameters.is_switch(name) else "nothing"
+            given[name] = bare if value == BARE else value
+    return given
+
+
+def _pairs(words: Sequence[str]) -> dict[str, str]:
+    """Returns flags that the parser does not know, with their values.
+
+    Raises:
+        UsageError: A word belongs to no flag.
+    """
+    pairs: dict[str, str] = {}
+    name = None
+    for word in words:
+        if word.startswith("--"):
+            name, _, value = word[2:].partition("=")
+            pairs[name] = value or BARE
+        elif name is not None and pairs[name] == BARE:
+            pairs[name] = word
+        else:
+            raise UsageError(f"unrecognized argument: {word}. Channels and settings are given as --NAME VALUE.")
+    return pairs
+
+
+def whole_number(flag: str, value: str | None) -> int | None:
+    """Returns a flag's value as an integer, or None where it was not given."""
+    if value is None:
+        return None
+    try:
+        return int(value)
+    except ValueError:
+        raise UsageError(f"{flag}: expected an integer of 1 or more; received {value!r}.") from None

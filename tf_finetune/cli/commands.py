@@ -1,0 +1,169 @@
+"""What each command does: flags in, an exit code out. Slow modules are imported where they are needed."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tf_finetune import environment
+from tf_finetune.cli import arguments
+from tf_finetune.errors import UsageError, listed
+
+log = logging.getLogger(__name__)
+
+CHANNELS = ("training", "validation", "test", "model")
+
+
+def train(flags: argparse.Namespace, rest: Sequence[str]) -> int:
+    """Trains, proves and writes a model."""
+    place = environment.read()
+    given = arguments.hyperparameters_given(flags, rest, place)
+    for name, reason in place.ignored.items():
+        log.info("%s is ignored: %s", name, reason)
+    typed = {channel: getattr(flags, channel) for channel in CHANNELS if getattr(flags, channel)}
+    channels: dict[str, Any] = {**place.channels, **typed}
+    from tf_finetune import job
+
+    planned = job.plan(
+        channels,
+        given,
+        output=flags.output,
+        name=flags.model_name or place.job_name,
+        sagemaker_output=(place.model_dir, place.output_data_dir) if place.on_sagemaker else None,
+        replicas=arguments.whole_number("--replicas", flags.replicas),
+        arn=place.job_arn,
+        cache_dir=flags.cache_dir,
+        feature_folder=environment.feature_folder(place),
+        split=flags.split,
+        checkpoints=flags.checkpoints or environment.checkpoint_folder(place),
+    )
+    _tell_result(_run(planned))
+    return 0
+
+
+def _run(planned: Any) -> dict[str, Any]:
+    log.info("backbone %s on %s", planned.handle, planned.training)
+    from tf_finetune import devices, pipeline  # noqa: F401  (devices first: it imports TensorFlow without its noise)
+    from tf_finetune.progress import bars
+
+    with bars() as progress:
+        return pipeline.run(planned, progress)
+
+
+def _tell_result(record: dict[str, Any]) -> None:
+    figures = record["metrics"]["validation"]
+    if figures:
+        print(f"validation accuracy: {figures['accuracy']:.4f} ({record['examples']['validation']:,} examples)")
+    print(f"archive: {record['job']['model_artifact']}")
+    print(f"report: {record['job']['report']}")
+
+
+def demo(flags: argparse.Namespace, rest: Sequence[str]) -> int:
+    """Runs the whole job on data of a PyPI wheel."""
+    from tf_finetune import demo
+
+    return demo.run(flags.task, flags.output, _run)
+
+
+def predict(flags: argparse.Namespace, rest: Sequence[str]) -> int:
+    """Prints an answer for each input, a JSON object a line."""
+    _check_existence(flags.archive)
+    from tf_finetune import examples
+
+    if _task_of(flags.archive) == "image":
+        _check_existence(*flags.inputs)
+        for folder in filter(os.path.isdir, flags.inputs):
+            examples.folders.check_any(Path(folder))
+    from tf_finetune import predictor
+
+    model = predictor.load(flags.archive, flags.trust_backbone)
+    _answer_in_utf_8()
+    for batch in predictor.batches(model.task, flags.inputs):
+        for answer in model.predict(batch):
+            print(json.dumps(answer, ensure_ascii=False), flush=True)
+    return 0
+
+
+def evaluate(flags: argparse.Namespace, rest: Sequence[str]) -> int:
+    """Prints the figures of an archive on labelled examples."""
+    _check_existence(flags.archive, flags.channel)
+    from tf_finetune import examples
+
+    examples.check(_task_of(flags.archive), Path(flags.channel), "evaluation")
+    from tf_finetune import predictor
+
+    _answer_in_utf_8()
+    model = predictor.load(flags.archive, flags.trust_backbone)
+    print(json.dumps(predictor.evaluate(model, flags.channel), indent=2, ensure_ascii=False))
+    return 0
+
+
+def check(flags: argparse.Namespace, rest: Sequence[str]) -> int:
+    """Prints what is wrong with the data."""
+    channels = {name: getattr(flags, name) for name in ("training", "validation", "test")}
+    _check_existence(*filter(None, channels.values()))
+    from tf_finetune import checking, feature_cache, storage
+
+    given = {"max_pixels": flags.max_pixels, "group_by": flags.group_by}
+    kept = feature_cache.place(flags.cache_dir, environment.feature_folder(environment.read()), storage.cache_folder())
+    text, code = checking.run(channels, given, kept, flags.json, flags.fix)
+    _answer_in_utf_8()
+    print(text)
+    return code
+
+
+def _answer_in_utf_8() -> None:
+    """Makes standard output UTF-8, as JSON is, whatever the locale; file names come out as the bytes that they are."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
+
+
+def _task_of(place: str) -> str:
+    """Returns the task of an archive, before the seconds that TensorFlow takes to be imported."""
+    from tf_finetune import archive
+
+    return archive.task_of(place)
+
+
+def _check_existence(*places: str) -> None:
+    """Raises UsageError where there is nothing, before the seconds that TensorFlow takes to be imported."""
+    missing = [place for place in places if not os.path.exists(place)]
+    if missing:
+        raise UsageError(f"There is no such file or folder: {listed(missing)}. Check the path.")
+
+
+def backbones(flags: argparse.Namespace, rest: Sequence[str]) -> int:
+    """Prints the catalog, or a card of it."""
+    from tf_finetune import tables
+
+    print(tables.backbones_table(flags.id, flags.json))
+    return 0
+
+
+def cache(flags: argparse.Namespace, rest: Sequence[str]) -> int:
+    """Prints what is kept of features, or removes it."""
+    from tf_finetune import feature_cache, storage, tables
+
+    kept = feature_cache.place(flags.cache_dir, environment.feature_folder(environment.read()), storage.cache_folder())
+    if flags.clear and kept.folder is None:
+        print("features are not kept: there is nothing to remove")
+    elif flags.clear:
+        print(f"removed {feature_cache.clear(kept):,} bytes of features from {kept.folder}")
+    else:
+        print(tables.cache_table(kept, flags.json))
+    return 0
+
+
+def hyperparameters(flags: argparse.Namespace, rest: Sequence[str]) -> int:
+    """Prints the table."""
+    from tf_finetune import tables
+
+    print(tables.hyperparameters_table(flags.format))
+    return 0
