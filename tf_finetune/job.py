@@ -57,6 +57,7 @@ class Job:
         replicas: Devices to train on; None for all GPUs or one CPU.
         feature_cache: Where the features of a frozen backbone are kept between jobs.
         checkpoints: Folder from which a training goes on that was interrupted, or None.
+        split: The split.csv that the user gave back, or None.
         earlier_split: The side of each digest, as the split.csv has it that the user gave back; None without one.
     """
 
@@ -73,6 +74,7 @@ class Job:
     arn: str | None = None
     replicas: int | None = None
     feature_cache: Place = Place(None)
+    split: Path | None = None
     earlier_split: Mapping[str, str] | None = None
     checkpoints: Path | None = None
 
@@ -166,6 +168,7 @@ def plan(
         arn=arn,
         replicas=replicas,
         feature_cache=kept,
+        split=Path(split) if split else None,
         earlier_split=earlier_split,
         checkpoints=Path(checkpoints).absolute() if checkpoints else None,
     )

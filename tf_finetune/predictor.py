@@ -174,6 +174,8 @@ def _photo(item: str | Path | bytes) -> bytes:
 
 def _read(path: Path) -> bytes:
     try:
+        if path.exists() and not path.is_file():
+            raise DataError(f"{path} is no file. Expected a photo.")  # To open a pipe would take for ever.
         return path.read_bytes()
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}.") from None

@@ -237,16 +237,17 @@ def chunk(name: bytes, content: bytes) -> bytes:
     return name + struct.pack("<I", len(content)) + content + b"\0" * (len(content) % 2)
 
 
-def jpeg(precision: int, marker: bytes = b"\xc1") -> bytes:
+def jpeg(precision: int, marker: bytes = b"\xc1", colours: int = 0, before: bytes = b"") -> bytes:
     """Returns a JPEG's header: an APP0 segment, a marker without one, filling, a table, and the frame's segment."""
     return (
         b"\xff\xd8\xff\xe0\0\x10JFIF\0\1\1\0\0\1\0\1\0\0"
+        + before
         + b"\xff\x01\xff\xff\xff\xc4\0\x04ab"
         + b"\xff"
         + marker
         + b"\0\x11"
-        + bytes([precision])
-        + bytes(14)
+        + bytes([precision, 0, 1, 0, 1, colours])
+        + bytes(9)
     )
 
 
@@ -265,6 +266,7 @@ UNFIT = {
         "an animated WebP",
     ),
     "12-bit JPEG": (jpeg(12), "a JPEG of 12 bits a colour"),
+    "CMYK JPEG without Adobe's mark": (jpeg(8, colours=4), "a CMYK JPEG without Adobe's mark"),
     "12-bit progressive JPEG": (jpeg(12, b"\xc2"), "a JPEG of 12 bits a colour"),
     "PDF": (b"%PDF-1.4\n", "a PDF"),
     "HTML": (b"\xef\xbb\xbf \n<!DOCTYPE html><html>", "HTML or XML"),
@@ -279,6 +281,7 @@ FIT = {
     "JPEG": jpeg(8),
     "progressive JPEG": jpeg(8, b"\xc2"),
     "JPEG cut short": jpeg(12)[:24],
+    "CMYK JPEG with Adobe's mark": jpeg(8, colours=4, before=b"\xff\xee\0\x0eAdobe" + bytes(7)),
     "PNG": b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR",
     "BMP": b"BM\xff\xc0\0\0\0\0\0\0",
     "GIF": b"GIF89a\1\0",

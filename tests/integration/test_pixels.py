@@ -12,6 +12,7 @@ from PIL import Image
 
 from tf_finetune import images
 from tf_finetune.images import decoding, orientation
+from tf_finetune.inspection import conversion
 
 PLAIN = images.Preprocessing(32, (0.0, 255.0), "bilinear")
 STORED = {  # What a camera stores for a picture that is to be seen upright, by orientation.
@@ -195,6 +196,19 @@ def test_cmyk_agrees_with_pillow_to_five_levels():
     colours = np.random.default_rng(0).integers(0, 256, [8, 12, 4]).astype(np.uint8).repeat(8, 0).repeat(8, 1)
     content = encoded(Image.fromarray(colours, "CMYK"), quality=95)
     assert np.abs(pixels_of(content) - np.array(Image.open(io.BytesIO(content)).convert("RGB"))).max() <= 5
+
+
+def test_cmyk_without_adobes_mark_is_converted_as_pillow_does_it():
+    """TensorFlow takes inks for light, as Adobe stores them; without the mark they are inks."""
+    colours = np.random.default_rng(0).integers(0, 256, [8, 12, 4]).astype(np.uint8).repeat(8, 0).repeat(8, 1)
+    content = encoded(Image.fromarray(colours, "CMYK"), quality=95)
+    start = content.index(b"\xff\xee\x00\x0eAdobe")
+    unmarked = content[:start] + content[start + 16 :]
+    assert conversion.is_decodable(content)
+    assert not conversion.is_decodable(unmarked)
+    expected = np.array(Image.open(io.BytesIO(unmarked)).convert("RGB")).astype(int)
+    assert np.abs(pixels_of(conversion.graph_ready(unmarked, 10**6)) - expected).max() <= 5
+    assert np.abs(pixels_of(unmarked) - expected).mean() > 30
 
 
 def test_gray_is_gray_and_16_bits_are_their_high_byte():

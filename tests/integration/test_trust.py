@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import tf_finetune
 from tests import builders
 from tf_finetune import cli, predictor
 from tf_finetune.errors import BackboneError, DataError
+from tf_finetune.inspection import photos as photo_looks
 
 TINTS = {"cold": (0.5, 0.7, 1.0), "warm": (1.0, 0.7, 0.5)}
 
@@ -294,3 +296,44 @@ def test_an_archive_that_reads_files_is_refused_unless_it_is_trusted(photos, tra
     assert cli.main(["predict", archive, photo]) == 1
     assert "trust_backbone=True (--trust-backbone)" in capsys.readouterr().err
     assert cli.main(["predict", archive, photo, "--trust-backbone"]) == 0
+
+
+def test_names_that_are_no_unicode_harm_nothing(photos, train, tmp_path):
+    odd = Path(os.fsdecode(b"caf\xe9"))
+    (photos / "cold" / "00.png").rename(photos / "cold" / f"{odd}.png")
+    (photos / "cold" / f"bad{odd}.png").write_bytes(b"nothing")
+    photos.rename(tmp_path / odd)
+    record = train(tmp_path / odd)
+    assert sum(record["examples"].values()) == 40
+    written = json.loads((data_of(record) / "report.json").read_text(encoding="utf-8"))
+    assert [one["id"] for one in written["data"]["unusable"]] == [f"cold/bad{odd}.png"]
+
+
+def test_the_command_names_the_split(photos, train, tmp_path, without_export):
+    kept = tmp_path / "kept.csv"
+    shutil.copyfile(data_of(train(photos)) / "split.csv", kept)
+    assert f"--split {kept}" in train(photos, name="again", split=kept)["command"]
+
+
+def test_settings_of_the_split_without_effect_are_named(photos, train, tmp_path, without_export):
+    (tmp_path / "other.csv").write_text(f"split,id,label,sha256\ntraining,a.jpg,a,{'0' * 64}\n")
+    record = train(photos, group_by="nothing like it", split=tmp_path / "other.csv")
+    assert any(line.startswith("group_by=nothing like it has no effect") for line in record["warnings"])
+    assert any("it knows none of the examples" in line for line in record["warnings"])
+    together = train(photos, name="one", group_by=".")
+    assert any("there are no validation examples" in line for line in together["warnings"])
+    assert train(photos, name="plain")["warnings"] == []
+
+
+def test_photos_that_only_tensorflow_refuses_are_findings_too(photos, train, without_export, monkeypatch):
+    """Few such photos are known: here all that Pillow finds wrong is passed over, and TensorFlow must find it."""
+    whole = (photos / "cold" / "00.png").read_bytes()
+    (photos / "cold" / "half.png").write_bytes(whole[: len(whole) // 2])
+    look = photo_looks.look
+    sound = look(whole, 10**8)
+    monkeypatch.setattr(photo_looks, "look", lambda content, most: look(content, most) if content == whole else sound)
+    record = train(photos)
+    assert [row["id"] for row in record["data"]["unusable"]] == ["cold/half.png"]
+    (finding,) = [one for one in record["data"]["findings"] if one["severity"] == "error"]
+    assert finding["examples"] == ["training/cold/half.png"]
+    assert sum(record["examples"].values()) == 40

@@ -17,8 +17,8 @@ PACKAGE = Path(tf_finetune.__file__).parent
 LEVELS = {
     0: {"errors"},
     1: {"hyperparameters", "environment", "catalog", "storage", "archive", "examples", "feature_cache", "report"}
-    | {"launch", "progress", "interruption"},
-    2: {"devices", "images", "text", "text_ops", "inspection", "job", "tables", "results", "safety"},
+    | {"progress", "interruption", "s3"},
+    2: {"devices", "images", "text", "text_ops", "inspection", "job", "tables", "results", "safety", "launch"},
     3: {"checking", "packaged", "backbone", "features", "classifier", "training", "evaluation", "export"},
     4: {"pipeline", "predictor", "serving", "demo"},
     5: {"cli", "__init__"},
@@ -35,9 +35,23 @@ SIDEWAYS = {
     ("examples", "report"),
     ("results", "inspection"),
 }
-WITHOUT_TENSORFLOW = LEVELS[0] | LEVELS[1] | LEVELS[5] | {"job", "tables", "results", "demo", "inspection", "checking"}
+WITHOUT_TENSORFLOW = (
+    LEVELS[0] | LEVELS[1] | LEVELS[5] | {"job", "tables", "results", "demo", "inspection", "checking", "launch"}
+)
 TENSORFLOW = {"tensorflow", "keras", "tensorflow_hub", "tensorflow_text", "keras_hub", "tf_keras"}
-SLOW = {"pandas", "boto3", "sklearn", "matplotlib", "jinja2", "tensorflow_hub", "PIL", "rich", "markupsafe", "scipy"}
+SLOW = {
+    "pandas",
+    "boto3",
+    "sklearn",
+    "matplotlib",
+    "jinja2",
+    "tensorflow_hub",
+    "PIL",
+    "rich",
+    "markupsafe",
+    "scipy",
+    "yaml",
+}
 
 
 class Import(NamedTuple):

@@ -688,3 +688,16 @@ def test_inspecting_photos_needs_no_tensorflow(tmp_path):
     command = [sys.executable, "-c", program, str(channel)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(inspection.__file__).parents[2])
     assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+def test_files_of_other_names_are_found_whether_or_not_they_are_photos(tmp_path):
+    files = {
+        f"{label}/{number}.jpg": encoded(picture(seed=10 * label + number)) for label in (1, 2) for number in (1, 2)
+    }
+    write_files(tmp_path, {**files, "1/photo": JPEG, "2/deep/photo.tmp": PNG, "1/notes.txt": b"roses", "2/empty": b""})
+    found = inspection.examine("image", {"training": tmp_path}, Hyperparameters(), tmp_path / "scratch")
+    told = {finding.kind: finding for finding in found.findings}
+    assert (told["unknown_extension"].severity, told["other_file"].severity) == (WARNING, NOTE)
+    assert told["unknown_extension"].examples == ("training/1/photo", "training/2/deep/photo.tmp")
+    assert told["other_file"].examples == ("training/1/notes.txt", "training/2/empty")
+    assert len(found.parts["training"]) == 4

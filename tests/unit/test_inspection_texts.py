@@ -99,9 +99,9 @@ def test_lines_are_counted_right_behind_bad_rows(tmp_path):
         ("", ["is empty"]),
         ("\n \n", ["is empty"]),
         ("1\ta\n2\tb\n", ["2 rows not of two columns", "look separated by tabs"]),
-        ("ham,\nspam,\n", ["no text in any of its 2 rows"]),
+        ("ham,\nspam,\n", ["none of its 2 rows can be used: line 1 has no text, line 2 has no text"]),
         ("ham,a\nham,b\n", ["one class only"]),
-        (b"\xe9,\xe9\n", ["no text in any"]),
+        (b"\xe9,\xe9\n", ["none of its 1 row can be used: line 1 is not UTF-8"]),
     ],
 )
 def test_what_is_broken_as_a_whole_is_an_error(tmp_path, content, parts):

@@ -155,8 +155,7 @@ def _decoded(place: str, text: str) -> bytes:
 def _unfit(content: bytes) -> str | None:
     """Returns what a file is, in words, if the model's graph cannot decode it; None for photos that it can."""
     if content.startswith(PHOTO_STARTS):
-        precision = _jpeg_precision(content) if content.startswith(b"\xff") else 8
-        return f"a JPEG of {precision} bits a colour" if precision not in (None, 8) else None
+        return _unfit_jpeg(content) if content.startswith(b"\xff") else None
     if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
         return "an animated WebP" if _is_animated(content) else None
     if content[4:8] == b"ftyp":
@@ -166,15 +165,18 @@ def _unfit(content: bytes) -> str | None:
     return next(named, f"{len(content)} bytes of no known format, beginning with {content[:8].hex() or 'nothing'}")
 
 
-def _jpeg_precision(content: bytes) -> int | None:
-    """Returns the bits of a JPEG's colours, or None where its header does not get as far as that."""
+def _unfit_jpeg(content: bytes) -> str | None:
+    """Returns what kind of JPEG this is, if the graph would refuse it or take its inks for light."""
     place = 2
     for _ in range(1000):  # Segments; photos have a few.
         if content[place : place + 1] != b"\xff" or len(content) < place + 5:
             return None
         marker = content[place + 1]
         if marker in JPEG_FRAMES:
-            return content[place + 4]
+            if content[place + 4] != 8:
+                return f"a JPEG of {content[place + 4]} bits a colour"
+            has_inks = content[place + 9 : place + 10] == b"\x04" and b"\xff\xee\x00\x0eAdobe" not in content
+            return "a CMYK JPEG without Adobe's mark" if has_inks else None
         if marker == 0xFF:  # Filling.
             place += 1
         elif marker == 1 or 0xD0 <= marker <= 0xD8:  # No length follows.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -21,6 +22,8 @@ from tf_finetune.errors import FinetuneError, UsageError, shortened
 
 log = logging.getLogger("tf_finetune")
 
+CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")  # File names may hold what moves a terminal's cursor.
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
@@ -30,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         flags, rest = parser.make().parse_known_args(tied(environment.without_toolkit_arguments(arguments)))
         _start_log()
-        if rest and flags.command != "train":
+        if rest and flags.command not in ("train", "submit"):
             raise UsageError(f"unrecognized arguments: {' '.join(rest)}. See `tf-finetune {flags.command} --help`.")
         return int(flags.run(flags, rest) or 0)
     except FinetuneError as error:
@@ -58,7 +61,8 @@ def run() -> NoReturn:
 
 
 def _failed(message: str, code: int, in_job: bool) -> int:
-    message = shortened(message.encode("utf-8", "backslashreplace").decode())
+    message = message.encode("utf-8", "backslashreplace").decode()
+    message = shortened(CONTROL.sub(lambda found: repr(found[0])[1:-1], message))
     print(f"tf-finetune: {message}", file=sys.stderr)
     if in_job:
         try:

@@ -87,7 +87,8 @@ def predict(flags: argparse.Namespace, rest: Sequence[str]) -> int:
     _answer_in_utf_8()
     for batch in predictor.batches(model.task, flags.inputs):
         for answer in model.predict(batch):
-            print(json.dumps(answer, ensure_ascii=False), flush=True)
+            text = json.dumps(answer, ensure_ascii=False)
+            print(text.encode("utf-8", "backslashreplace").decode(), flush=True)  # \\udc.. for bytes of no character.
     return 0
 
 
@@ -111,7 +112,7 @@ def check(flags: argparse.Namespace, rest: Sequence[str]) -> int:
     _check_existence(*filter(None, channels.values()))
     from tf_finetune import checking, feature_cache, storage
 
-    given = {"max_pixels": flags.max_pixels, "group_by": flags.group_by}
+    given = {name: getattr(flags, name) for name in ("max_pixels", "group_by", "backbone", "max_sequence_length")}
     kept = feature_cache.place(flags.cache_dir, environment.feature_folder(environment.read()), storage.cache_folder())
     text, code = checking.run(channels, given, kept, flags.json, flags.fix)
     _answer_in_utf_8()
@@ -158,6 +159,14 @@ def cache(flags: argparse.Namespace, rest: Sequence[str]) -> int:
         print(f"removed {feature_cache.clear(kept):,} bytes of features from {kept.folder}")
     else:
         print(tables.cache_table(kept, flags.json))
+    return 0
+
+
+def buckets(flags: argparse.Namespace, rest: Sequence[str]) -> int:
+    """Prints the buckets that the credentials show."""
+    from tf_finetune import s3
+
+    print(s3.table(s3.listing(flags.region), flags.region, flags.json))
     return 0
 
 

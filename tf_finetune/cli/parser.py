@@ -46,6 +46,8 @@ def make() -> Parser:
     check.add_argument("--fix", metavar="quarantine=FOLDER", help="move photos that cannot be used to FOLDER")
     check.add_argument("--max-pixels", "--max_pixels", metavar="VALUE", help="as in train")
     check.add_argument("--group-by", "--group_by", metavar="VALUE", help="as in train")
+    check.add_argument("--backbone", metavar="VALUE", help="as in train: whether texts are too long depends on it")
+    check.add_argument("--max-sequence-length", "--max_sequence_length", metavar="VALUE", help="as in train")
     check.add_argument("--cache-dir", "--cache_dir", metavar="PLACE", help="where features are kept, or none")
     check.add_argument("--json", action="store_true", help="print JSON")
     for asked in (predict, evaluate):
@@ -57,6 +59,14 @@ def make() -> Parser:
     cache.add_argument("--clear", action="store_true", help="remove them")
     cache.add_argument("--cache-dir", "--cache_dir", metavar="PLACE", help="where they are (default: the cache folder)")
     cache.add_argument("--json", action="store_true", help="print JSON")
+    from tf_finetune import launch
+
+    launch.add_commands(added_to)
+    buckets = command(
+        "buckets", commands.buckets, "list the buckets of S3 that the credentials show, and their Regions"
+    )
+    buckets.add_argument("--region", metavar="REGION", help="the job's; buckets outside of it are marked")
+    buckets.add_argument("--json", action="store_true", help="print JSON")
     table = command("hyperparameters", commands.hyperparameters, "print the table of hyperparameters")
     table.add_argument("--format", choices=["text", "markdown", "json"], default="text", help="default: text")
     return parser

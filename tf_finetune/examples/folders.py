@@ -60,12 +60,14 @@ def find(
     class_names: Sequence[str] | None = None,
     name: str = TRAINING,
     suffixes: Collection[str] = IMAGE_SUFFIXES,
+    others: list[Path] | None = None,
 ) -> tuple[tuple[str, ...], list[Found]]:
     """Returns the class names and the photos of a channel, by their names; none of them is read.
 
     Args:
         channel, class_names, name: As in `read`.
         suffixes: What photos' names end with.
+        others: Receives the files of other names; without it they are logged.
 
     Raises:
         FinetuneError: As in `read`.
@@ -82,7 +84,7 @@ def find(
     found = [
         Found(path.relative_to(channel).as_posix(), labels[folder], path)
         for folder in sorted(folders)
-        for path in photos(folders[folder], suffixes)
+        for path in photos(folders[folder], suffixes, others)
     ]
     if not found:
         raise DataError(f"{name} channel {channel} holds no photos. Expected {_suffixes()} files in class folders.")
@@ -195,17 +197,20 @@ def check_any(folder: Path) -> None:
         raise DataError(f"{folder} holds no photos. Expected {_suffixes()} files in it.")
 
 
-def photos(folder: Path, suffixes: Collection[str] = IMAGE_SUFFIXES) -> list[Path]:
-    """Returns the photos in a folder and below it, by their suffix, in the order of their paths."""
-    others: list[str] = []
-    found = list(_walk(folder, suffixes, others))
-    if others:
-        log.warning("%s: %s left out, not %s: %s", folder, counted(len(others), "file"), _suffixes(), listed(others))
+def photos(folder: Path, suffixes: Collection[str] = IMAGE_SUFFIXES, others: list[Path] | None = None) -> list[Path]:
+    """Returns the photos in a folder and below it, by suffix, in the order of their paths; others as in `find`."""
+    rest: list[Path] = []
+    found = list(_walk(folder, suffixes, rest))
+    if others is not None:
+        others += rest
+    elif rest:
+        names = listed(path.name for path in rest)
+        log.warning("%s: %s left out, not %s: %s", folder, counted(len(rest), "file"), _suffixes(), names)
     return found
 
 
-def _walk(folder: Path, suffixes: Collection[str] = IMAGE_SUFFIXES, others: list[str] | None = None) -> Iterator[Path]:
-    """Yields the photos in a folder and below it; names of other files are added to `others`."""
+def _walk(folder: Path, suffixes: Collection[str] = IMAGE_SUFFIXES, others: list[Path] | None = None) -> Iterator[Path]:
+    """Yields the photos in a folder and below it; other files are added to `others`."""
     seen: set[str] = set()  # Links are followed, so a link to a folder above would otherwise never end.
     for place, folders, files in os.walk(folder, followlinks=True, onerror=_refuse):
         folders[:] = sorted(name for name in folders if not _is_metadata_folder(name))
@@ -219,7 +224,7 @@ def _walk(folder: Path, suffixes: Collection[str] = IMAGE_SUFFIXES, others: list
             if _is_photo(name, suffixes):
                 yield Path(place, name)
             elif others is not None:
-                others.append(name)
+                others.append(Path(place, name))
 
 
 def _refuse(error: OSError) -> None:

@@ -97,7 +97,8 @@ def read_leniently(file: Path, columns: Sequence[int] = (2,)) -> tuple[list[Row]
     rows = [row for row in rows if row.text.strip()]
     if not rows:
         _refuse(file, rows, bad)
-        raise DataError(f"{file} has no text in any of its {counted(len(bad), 'row')}. {WANTED}")
+        reasons = [f"line {row.line} {row.reason}" for row in bad]
+        raise DataError(f"{file}: none of its {counted(len(bad), 'row')} can be used: {listed(reasons)}. {WANTED}")
     return rows, sorted(bad, key=lambda row: row.line)
 
 

@@ -129,8 +129,8 @@ def _repair(class_names: Sequence[str], units: Iterable[Unit], sides: dict[str, 
             continue
         if len(own) == 1:
             sides[own[0].digests[0]] = TRAINING
-            what = "one distinct example: it is" if len(own[0].digests) == 1 else "one group of examples: they are"
-            log.warning("class %s has %s in training only, and is not validated", class_name, what)
+            what = "one distinct example" if len(own[0].digests) == 1 else "one group of examples"
+            log.warning("class %s has %s: it is in training only, and is not validated", class_name, what)
             continue
         present = {sides[unit.digests[0]] for unit in own}
         if len(present) == 2:

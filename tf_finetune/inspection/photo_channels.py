@@ -16,10 +16,11 @@ from tf_finetune.examples import Example, Examples, folders
 from tf_finetune.examples.folders import Found
 from tf_finetune.examples.records import counted
 from tf_finetune.hyperparameters import Hyperparameters
-from tf_finetune.inspection import decoding, duplicates, findings, photos
-from tf_finetune.inspection.records import Finding, Inspection, Look, Unusable
+from tf_finetune.inspection import decoding, duplicates, findings, photos, sniffing
+from tf_finetune.inspection.records import NOTE, WARNING, Finding, Inspection, Look, Unusable
 
 MAX_BYTES = 2**29  # Of one file, which is read into memory.
+MOST_OF_A_START = 4096  # Bytes that tell whether a file is a photo.
 NOUN = "photo"
 
 
@@ -43,10 +44,13 @@ def examine(channels: Mapping[str, Path], settings: Hyperparameters, scratch: Pa
     pattern = _pattern(settings.group_by)
     class_names: tuple[str, ...] | None = None
     files: list[tuple[str, Found]] = []
+    unnamed: list[tuple[str, Path]] = []
     suffixes = folders.IMAGE_SUFFIXES | folders.FOREIGN_SUFFIXES
     for channel, place in channels.items():
-        class_names, found = folders.find(place, class_names, channel, suffixes)
+        others: list[Path] = []
+        class_names, found = folders.find(place, class_names, channel, suffixes, others)
         files += [(channel, one) for one in found]
+        unnamed += [(f"{channel}/{path.relative_to(place).as_posix()}", path) for path in others]
     names = class_names or ()
     action = functools.partial(_see, max_pixels=settings.max_pixels, scratch=scratch)
     with decoding.quietly():
@@ -65,9 +69,46 @@ def examine(channels: Mapping[str, Path], settings: Hyperparameters, scratch: Pa
         for channel in channels
     }
     groups = duplicates.groups(duplicates.near_photos(hashes))
-    told = [*findings.of_unusable(unusable, NOUN), *findings.of_data(parts, groups, NOUN), *_odd(files, seen)]
+    told = [
+        *findings.of_unusable(unusable, NOUN),
+        *findings.of_data(parts, groups, NOUN),
+        *_odd(files, seen),
+        *_of_others(unnamed),
+    ]
     read = {channel: sum(of == channel for of, _ in files) for channel in channels}
     return Inspection(parts, tuple(unusable), tuple(told), groups, read)
+
+
+def _of_others(files: list[tuple[str, Path]]) -> list[Finding]:
+    """Returns the findings of files that are left out for their names; some are photos by their first bytes."""
+    photographs: list[str] = []
+    rest: list[str] = []
+    for name, path in files:
+        (photographs if _is_photo(path) else rest).append(name)
+    told = [
+        (
+            WARNING,
+            "unknown_extension",
+            photographs,
+            "left out for their names, though they are photos: rename them",
+        ),
+        (NOTE, "other_file", rest, "no photos by their names or their bytes: left out"),
+    ]
+    return [
+        Finding(severity, kind, tuple(sorted(names)), f"{counted(len(names), 'file')} {words}")
+        for severity, kind, names, words in told
+        if names
+    ]
+
+
+def _is_photo(path: Path) -> bool:
+    try:
+        if not path.is_file():
+            return False
+        with path.open("rb") as stream:
+            return sniffing.sniff(stream.read(MOST_OF_A_START)) is not None
+    except OSError:
+        return False
 
 
 def _see(path: Path, max_pixels: int, scratch: Path) -> Seen:

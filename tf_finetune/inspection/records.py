@@ -59,7 +59,8 @@ class Header:
         mode: "gray", "rgb", "cmyk" or "palette".
         has_alpha: Whether pixels may be transparent.
         bits: Of each colour of a pixel.
-        coding: How a JPEG is coded: "baseline", "progressive", "lossless", "arithmetic". Of a BMP "plain" where it is
+        coding: How a JPEG is coded: "baseline", "progressive", "lossless", "arithmetic"; "ink" where
+            it is CMYK without Adobe's mark. Of a BMP "plain" where it is
             24 bits a pixel, not packed and of the right length, else "other"; of a GIF "plain" where its blocks are
             whole and its first frame fills it, else "other". Empty for others.
         orientation: EXIF's, 1 to 8; 1 is upright.

@@ -101,17 +101,20 @@ def has_end(content: bytes) -> bool:
 
 
 def _jpeg(content: bytes) -> Header:
-    header, is_told = Header("jpeg"), False
+    header, is_told, is_adobe = Header("jpeg"), False, False
     try:
         for marker, place in _segments(content):
             if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC) and not header.coding:
                 header = _with_frame(header, content, place, marker)
+            is_adobe = is_adobe or marker == 0xEE and content[place + 2 : place + 7] == b"Adobe"
             if marker == 0xE1 and not is_told and content[place + 2 : place + 8] == EXIF:  # The first, as in the graph.
                 end = place + int.from_bytes(content[place : place + 2], "big")
                 orientation, is_told = exif_orientation(content[place + 8 : end]), True
                 header = dataclasses.replace(header, orientation=orientation)
     except struct.error:  # Cut off: this is what it says so far.
         pass
+    if header.mode == "cmyk" and not is_adobe and header.coding in ("baseline", "progressive"):
+        return dataclasses.replace(header, coding="ink")  # TensorFlow takes its inks for light, as Adobe's are.
     return header
 
 

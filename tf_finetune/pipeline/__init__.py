@@ -61,6 +61,7 @@ def _run(planned: Job, scratch: Path, progress: Progress | None) -> dict[str, An
     with watch.stage("data"):
         found = data.read(planned, scratch)
         parts = found.parts
+        warnings += found.warnings
         hyperparameters.check_classes(settings.model_dump(), parts["training"].class_names)
     with watch.stage("backbone"), strategy.scope():
         model, preprocessing = inputs.build_model(planned, medium, len(parts["training"].class_names))

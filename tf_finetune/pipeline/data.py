@@ -11,9 +11,10 @@ from typing import Any
 from tf_finetune import examples, inspection
 from tf_finetune.errors import DataError, listed
 from tf_finetune.examples import LEFT_OUT, TRAINING, VALIDATION, Examples
+from tf_finetune.examples.records import counted
 from tf_finetune.feature_cache import Place
 from tf_finetune.hyperparameters import Hyperparameters
-from tf_finetune.inspection.records import Inspection, Unusable
+from tf_finetune.inspection.records import Finding, Inspection, Unusable
 from tf_finetune.job import Job
 
 log = logging.getLogger(__name__)
@@ -29,6 +30,7 @@ class Data:
         parts: Of training, and of validation and test where they have any.
         left_out: Of validation, since near duplicates have come to training.
         seen: What is wrong with them.
+        warnings: Of settings that had no effect.
         leak: With a validation channel, how many of its examples are also in training: exact, near, of; else None.
     """
 
@@ -36,6 +38,7 @@ class Data:
     left_out: Examples
     seen: Inspection
     leak: Mapping[str, int] | None
+    warnings: tuple[str, ...] = ()
 
 
 def read(planned: Job, scratch: Path) -> Data:
@@ -64,6 +67,9 @@ def read(planned: Job, scratch: Path) -> Data:
             again = examples.split_again(everything, *rule, planned.earlier_split, seen.groups)
             parts[TRAINING], parts[VALIDATION], left_out = again
     parts = {name: parts[name] for name in given if name in parts}
+    warnings = _without_effect(planned, everything, parts)
+    for line in warnings:
+        log.warning("%s", line)
     counts = ", ".join(f"{len(part):,} {name}" for name, part in parts.items())
     log.info("data: %d classes, examples: %s", len(everything.class_names), counts)
     if leak and leak["exact"] + leak["near"]:
@@ -73,7 +79,20 @@ def read(planned: Job, scratch: Path) -> Data:
             leak["of"],
             leak["exact"],
         )
-    return Data({name: part for name, part in parts.items() if len(part)}, left_out, seen, leak)
+    return Data({name: part for name, part in parts.items() if len(part)}, left_out, seen, leak, tuple(warnings))
+
+
+def _without_effect(planned: Job, everything: Examples, parts: Mapping[str, Examples]) -> list[str]:
+    """Returns a line for each setting of the split that changed nothing, or everything."""
+    lines = []
+    if planned.settings.group_by and not any(one.group for one in everything.items):
+        lines.append(f"group_by={planned.settings.group_by} has no effect: it names a group for no example")
+    known = planned.earlier_split
+    if known is not None and not any(one.digest in known for one in everything.items):
+        lines.append(f"--split {planned.split} has no effect: it knows none of the examples")
+    if planned.settings.validation_split_ratio > 0 and VALIDATION in parts and not len(parts[VALIDATION]):
+        lines.append("there are no validation examples, so nothing is measured: give more examples, or smaller groups")
+    return lines
 
 
 def without(data: Data, files: Collection[Path], settings: Hyperparameters) -> Data:
@@ -89,8 +108,11 @@ def without(data: Data, files: Collection[Path], settings: Hyperparameters) -> D
     added = tuple(
         Unusable(name if name in known else TRAINING, one.id, names[one.label], "damaged", reason) for name, one in bad
     )
-    log.warning("%d photos are left out: %s: %s", len(bad), reason, listed(one.id for _, one in bad))
-    seen = dataclasses.replace(data.seen, unusable=(*data.seen.unusable, *added))
+    log.warning("%s left out: %s: %s", counted(len(bad), "photo"), reason, listed(one.id for _, one in bad))
+    ids = tuple(f"{one.channel}/{one.id}" for one in added)
+    finding = Finding("error", "damaged", ids, f"left out: {reason}")
+    findings = (finding, *data.seen.findings)
+    seen = dataclasses.replace(data.seen, unusable=(*data.seen.unusable, *added), findings=findings)
     for channel, count in seen.read.items():
         share = sum(one.channel == channel for one in seen.unusable) / max(1, count)
         if settings.on_bad_data == "fail" or share > settings.max_bad_fraction:

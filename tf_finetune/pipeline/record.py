@@ -68,6 +68,8 @@ def command_of(planned: Job) -> str:
     chosen = {name: value for name, value in planned.settings.model_dump().items() if planned.sources[name] == "user"}
     for name, value in {**chosen, "backbone": planned.handle}.items():
         words += [f"--{name.replace('_', '-')}", str(value)]
+    words += ["--split", str(planned.split)] if planned.split else []
+    words += ["--checkpoints", str(planned.checkpoints)] if planned.checkpoints else []
     words += ["--replicas", str(planned.replicas)] if planned.replicas else []
     archive = planned.destination.archive
     words += ["--output", str(archive.parents[2])] if archive else []

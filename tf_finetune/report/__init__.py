@@ -42,7 +42,10 @@ def metric_line(record: Mapping[str, Any], epochs: int) -> str:
 
 def write_json(file: Path, record: Mapping[str, Any]) -> None:
     """Writes a record as JSON that other languages read: no NaN, UTF-8, keys in the order given."""
-    file.write_text(json.dumps(record, indent=2, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(record, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    file.write_text(
+        text, encoding="utf-8", errors="backslashreplace"
+    )  # Bytes of no character: \\udc.., as JSON has it.
 
 
 def write_predictions(

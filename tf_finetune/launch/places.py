@@ -1,0 +1,53 @@
+"""Where things lie in S3, and the user guide's default data sets."""
+
+from __future__ import annotations
+
+from tf_finetune import s3
+from tf_finetune.errors import UsageError
+from tf_finetune.s3 import Location
+
+DEFAULT_DATA = {"image": "tf_flowers", "text": "SST2"}
+FILE_ENDINGS = (".csv", ".csv.gz", ".tar.gz", ".tgz", ".tar")
+
+
+def parse(flag: str, text: str) -> Location:
+    """Returns the location that a user wrote.
+
+    Raises:
+        UsageError: It is no s3:// URL of a bucket.
+    """
+    try:
+        return s3.parse(text)
+    except UsageError as error:
+        raise UsageError(f"{flag}: {error}") from None
+
+
+def url(place: Location) -> str:
+    """Returns the location as SageMaker wants it: a bucket without a slash behind.
+
+    >>> url(Location("bucket", "")), url(Location("bucket", "a/"))
+    ('s3://bucket', 's3://bucket/a/')
+    """
+    return str(place) if place.key else str(place).rstrip("/")
+
+
+def as_channel(place: Location) -> Location:
+    """Returns a channel's location with a slash behind a folder: without one S3 would take `flowers2` for `flowers`.
+
+    >>> str(as_channel(Location("b", "flowers"))), str(as_channel(Location("b", "data.csv")))
+    ('s3://b/flowers/', 's3://b/data.csv')
+    """
+    return place if place.key.lower().endswith(FILE_ENDINGS) else Location(place.bucket, place.prefix)
+
+
+def default_channel(task: str, region: str) -> str:
+    """Returns the user guide's default data set of a task, in the Region's JumpStart bucket.
+
+    Args:
+        task: "image" or "text".
+        region: An AWS Region.
+
+    >>> default_channel("image", "eu-west-1")
+    's3://jumpstart-cache-prod-eu-west-1/training-datasets/tf_flowers/'
+    """
+    return f"s3://jumpstart-cache-prod-{region}/training-datasets/{DEFAULT_DATA[task]}/"

@@ -1,0 +1,108 @@
+"""A local folder or file becomes objects of S3, the model last."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import logging
+import mimetypes
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tf_finetune.errors import UsageError
+from tf_finetune.s3 import buckets, client
+from tf_finetune.s3.locations import LONGEST_KEY, Location, parse
+
+log = logging.getLogger(__name__)
+
+LAST = "model.tar.gz"  # Whoever finds the model finds the rest of its result too.
+LEAD = 200  # Files under way at once.
+CHECKSUM = "SHA256"  # Of each part, made here and checked by S3.
+
+
+def put(
+    source: str | os.PathLike[str], place: str | Location, kms_key: str | None = None, region: str | None = None
+) -> Location:
+    """Uploads a folder's files below a prefix, or one file, and returns the location that it has then.
+
+    Large files go in parts, several files at once, each part with its SHA-256. Objects of the same keys are replaced,
+    others stay. A file named model.tar.gz goes last, when all others are there.
+
+    Args:
+        source: A folder or a file.
+        place: The prefix for a folder; the key of a file, or with a final slash the prefix that it goes below.
+        kms_key: Id, alias or ARN of the KMS key to encrypt with; None leaves it to the bucket.
+        region: The job's Region, in which the bucket must then be.
+
+    Raises:
+        FinetuneError: What is wrong, in one message.
+    """
+    where, path = parse(place), Path(source)
+    if path.is_file():
+        target = Location(where.bucket, where.prefix + path.name) if where.is_folder else where
+        files: Iterator[tuple[Path, str]] = iter([(path, target.key)])
+    elif path.is_dir():
+        target = Location(where.bucket, where.prefix)
+        files = ((file, target.key + file.relative_to(path).as_posix()) for file in _files(path))
+    else:
+        raise UsageError(f"{path}: there is no such file or folder to put to {where}. Check the path.")
+    with client.connected(where) as service:
+        if region is not None:
+            buckets.check(service, where, region)
+        count = _send(service, where.bucket, files, kms_key)
+    log.info("%s files put to %s", f"{count:,}", target)
+    return target
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Yields all files below a folder in the order of their names; the model's archive last."""
+    last = []
+    for place, folders, names in os.walk(folder, followlinks=True):
+        folders.sort()
+        for name in sorted(names):
+            if name == LAST:
+                last.append(Path(place, name))
+            else:
+                yield Path(place, name)
+    yield from last
+
+
+def _send(service: Any, bucket: str, files: Iterator[tuple[Path, str]], kms_key: str | None) -> int:
+    """Sends all files, and returns how many; the manager's own queue is bounded by waiting for the oldest."""
+    encryption = {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": kms_key} if kms_key else {}
+    under_way: collections.deque[Any] = collections.deque()
+    count = 0
+    with client.transfers(service) as manager, _cancelled_on_error(under_way):
+        for file, key in files:
+            count += 1
+            while under_way and (file.name == LAST or len(under_way) >= LEAD):
+                under_way.popleft().result()
+            kind = mimetypes.guess_type(file.name)[0] or "application/octet-stream"
+            extra = {"ChecksumAlgorithm": CHECKSUM, "ContentType": kind, **encryption}
+            under_way.append(manager.upload(str(file), bucket, _checked(key, file), extra))
+        while under_way:
+            under_way.popleft().result()
+    return count
+
+
+@contextlib.contextmanager
+def _cancelled_on_error(under_way: collections.deque[Any]) -> Iterator[None]:
+    """Cancels what is under way when one fails, so that the manager need not finish it; parts are then removed."""
+    try:
+        yield
+    except BaseException:
+        for future in under_way:
+            future.cancel()
+        raise
+
+
+def _checked(key: str, file: Path) -> str:
+    try:
+        size = len(key.encode())
+    except UnicodeEncodeError:
+        raise UsageError(f"{file!a}: its name is not valid UTF-8, as a key must be. Rename the file.") from None
+    if size > LONGEST_KEY:
+        raise UsageError(f"{file}: its key would have {size:,} bytes; S3 allows {LONGEST_KEY:,}. Shorten the path.")
+    return key
