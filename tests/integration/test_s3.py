@@ -22,7 +22,7 @@ from moto.moto_server.threaded_moto_server import ThreadedMotoServer
 from moto.s3.models import s3_backends
 
 from tests import s3_servers
-from tf_finetune import s3
+from tf_finetune import cli, s3
 from tf_finetune.errors import FinetuneError, UsageError
 from tf_finetune.s3 import client, pieces
 
@@ -369,3 +369,14 @@ def test_buckets_are_listed_with_their_regions(store, moto):
     assert [row["in_job_region"] for row in json.loads(s3.table(found, "us-east-1", as_json=True))] == [True, False]
     assert re.search(r"elsewhere +eu-west-1 +no", s3.table(found, "us-east-1"))
     assert s3.listing("eu-west-1") == [s3.Bucket("bucket", "us-east-1", False)]
+
+
+def test_the_command_lists_the_buckets_and_marks_those_elsewhere(store, capsys):
+    west = boto3.client("s3", endpoint_url=store.meta.endpoint_url, region_name="eu-west-1")
+    west.create_bucket(Bucket="there", CreateBucketConfiguration={"LocationConstraint": "eu-west-1"})
+    assert cli.main(["buckets", "--json"]) == 0
+    told = {one["name"]: one for one in json.loads(capsys.readouterr().out)}
+    assert (told["bucket"]["in_job_region"], told["there"]["in_job_region"]) == (True, False)
+    assert cli.main(["buckets", "--region", "eu-west-1"]) == 0
+    rows = [line.split()[:3] for line in capsys.readouterr().out.splitlines()]
+    assert ["there", "eu-west-1", "yes"] in rows

@@ -98,6 +98,18 @@ def test_a_pool_reads_tasks_only_as_they_are_needed_and_ends_with_the_first_erro
     assert stop.is_set()
 
 
+def test_a_pool_whose_other_workers_hang_keeps_no_process_alive():
+    program = """
+import time
+from tf_finetune.s3 import pool
+def work(seconds, stop):
+    time.sleep(seconds)
+    return seconds
+next(pool.results(work, [30, 0], workers=2))
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=15)
+
+
 def test_the_table_of_buckets_marks_those_outside_the_region():
     rows = [s3.Bucket("a", "us-east-1", True), s3.Bucket("b", "eu-west-1", False), s3.Bucket("c", None, None)]
     lines = s3.table(rows, "us-east-1").splitlines()

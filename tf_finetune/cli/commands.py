@@ -166,7 +166,8 @@ def buckets(flags: argparse.Namespace, rest: Sequence[str]) -> int:
     """Prints the buckets that the credentials show."""
     from tf_finetune import s3
 
-    print(s3.table(s3.listing(flags.region), flags.region, flags.json))
+    region = s3.client.configured_region(flags.region)
+    print(s3.table(s3.listing(region), region, flags.json))
     return 0
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import contextlib
 import logging
 import mimetypes
 import os
@@ -70,11 +69,11 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _send(service: Any, bucket: str, files: Iterator[tuple[Path, str]], kms_key: str | None) -> int:
-    """Sends all files, and returns how many; the manager's own queue is bounded by waiting for the oldest."""
+    """Sends all files, and returns how many; if one fails, the manager cancels the others when its block ends."""
     encryption = {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": kms_key} if kms_key else {}
     under_way: collections.deque[Any] = collections.deque()
     count = 0
-    with client.transfers(service) as manager, _cancelled_on_error(under_way):
+    with client.transfers(service) as manager:
         for file, key in files:
             count += 1
             while under_way and (file.name == LAST or len(under_way) >= LEAD):
@@ -85,17 +84,6 @@ def _send(service: Any, bucket: str, files: Iterator[tuple[Path, str]], kms_key:
         while under_way:
             under_way.popleft().result()
     return count
-
-
-@contextlib.contextmanager
-def _cancelled_on_error(under_way: collections.deque[Any]) -> Iterator[None]:
-    """Cancels what is under way when one fails, so that the manager need not finish it; parts are then removed."""
-    try:
-        yield
-    except BaseException:
-        for future in under_way:
-            future.cancel()
-        raise
 
 
 def _checked(key: str, file: Path) -> str:
