@@ -36,15 +36,21 @@ def blocks(language: str) -> list[str]:
 
 def test_commands_of_the_readme_run_as_they_stand(folder):
     commands = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("tf-finetune ")]
-    assert [shlex.split(command)[1] for command in commands] == [
-        word for word in ("train", "predict", "evaluate") for _ in (1, 2)
-    ]
+    local = [command for command in commands if shlex.split(command)[1] != "submit"]  # Which needs AWS, or a role.
+    words = [shlex.split(command)[1] for command in local]
+    assert words == ["train", "train", "predict", "predict", "evaluate", "evaluate", "check", "check"]
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    for command in commands:
+    for command in local:
         done = subprocess.run(
-            shlex.split(command), cwd=folder, env=environment, capture_output=True, text=True, check=False
+            shlex.split(command, comments=True),
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
         )
-        assert done.returncode == 0, done.stderr
+        accepted = (0, 3) if " check " in command else (0,)  # 3: it has found something.
+        assert done.returncode in accepted, done.stderr
 
 
 def test_python_of_the_readme_runs_as_it_stands(folder):

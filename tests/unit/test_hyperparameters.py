@@ -332,8 +332,7 @@ def test_views_are_for_a_frozen_backbone():
 OF_STEPS = {
     "batch_size", "beta_1", "beta_2", "dropout_rate", "early_stopping", "early_stopping_min_delta",
     "early_stopping_patience", "epochs", "epsilon", "eval_metric", "label_smoothing", "learning_rate",
-    "regularizers_l2", "schedule", "warmup_steps_fraction",
-}  # fmt: skip
+    "regularizers_l2", "schedule", "warmup_steps_fraction", "checkpoint_seconds", "max_seconds"}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", sorted(OF_STEPS))

@@ -1,4 +1,4 @@
-"""What the exported graph decodes, and what Pillow must make of the rest before the graph sees it.
+"""What the exported graph decodes, and what Pillow must turn the rest into before the graph sees it.
 
 The graph decodes by TensorFlow: JPEG of 8 bits, PNG, GIF, BMP and WebP, as far as it does so rightly and safely.
 """
