@@ -440,6 +440,20 @@ def _save_bert_encoder(folder: Path, width: int, seed: int) -> None:
     save_reusable(folder, call, *traces, spec=spec, variables=weights, trainable_variables=weights)
 
 
+def terminated(command: list[str], line: str) -> tuple[int, str, str]:
+    """Returns the exit code of a command that is sent SIGTERM when it logs such a line, and what it printed then."""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            for told in process.stderr:
+                if told.startswith(line):
+                    break
+            process.terminate()
+            printed, rest = process.communicate(timeout=120)
+        finally:
+            process.kill()
+    return process.returncode, printed, rest
+
+
 def race(command: list[str]) -> list[str]:
     """Returns what two processes of a command print that say "ready" and are let go at the same time."""
     both = [

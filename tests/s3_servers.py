@@ -26,6 +26,14 @@ FOREIGN = ("AWS_PROFILE", "AWS_REGION", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL",
 FOREIGN += ("AWS_MAX_ATTEMPTS", "AWS_RETRY_MODE")
 
 
+def set_variables(monkeypatch) -> None:
+    """Has AWS's own variables name dummy credentials and a Region, and nothing of this machine's."""
+    for name in FOREIGN:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in VARIABLES.items():
+        monkeypatch.setenv(name, value)
+
+
 @dataclass(frozen=True)
 class Request:
     """One request as it came."""

@@ -13,7 +13,10 @@ Anything else that escapes is our own fault and keeps its traceback.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
+
+Result = TypeVar("Result")
 
 MESSAGE_LIMIT = 1024  # Characters: SageMaker shows no more of a failure's reason.
 LIST_LIMIT = 5
@@ -61,3 +64,28 @@ def listed(items: Iterable[object], limit: int = LIST_LIMIT, separator: str = ",
 def shortened(message: str) -> str:
     """Returns the message cut to what SageMaker shows of a failure's reason."""
     return message if len(message) < MESSAGE_LIMIT else message[: MESSAGE_LIMIT - 5] + " ..."
+
+
+def collector(problems: list[FinetuneError]) -> Callable[[Callable[[], Result]], Result | None]:
+    """Returns a function that gives what an action gives; or adds to `problems` why it cannot be done: None then."""
+
+    def tried(action: Callable[[], Result]) -> Result | None:
+        try:
+            return action()
+        except FinetuneError as error:
+            problems.append(error)
+        except OSError as error:  # A path that is too long, or that may not be looked into.
+            problems.append(UsageError(f"{error.filename} cannot be used: {error.strerror}. Give another path."))
+        return None
+
+    return tried
+
+
+def combined(problems: Sequence[FinetuneError]) -> FinetuneError:
+    """Returns all problems as one error: one as it is, several numbered in one message."""
+    if len(problems) == 1:
+        return problems[0]
+    texts = [str(problem) for problem in problems]
+    if sum(map(len, texts)) > MESSAGE_LIMIT - 50:  # What is cut off is then the end of the longest.
+        texts.sort(key=len)
+    return UsageError(shortened(" ".join(f"({number}) {text}" for number, text in enumerate(texts, start=1))))

@@ -7,12 +7,12 @@ import logging
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from tf_finetune import catalog, examples, feature_cache, hyperparameters, storage
-from tf_finetune.errors import MESSAGE_LIMIT, FinetuneError, UsageError, listed, shortened
+from tf_finetune.errors import FinetuneError, UsageError, collector, combined, listed
 from tf_finetune.feature_cache import Place
 from tf_finetune.hyperparameters import Hyperparameters
 
@@ -20,7 +20,6 @@ log = logging.getLogger(__name__)
 
 DEFAULT_OUTPUT = "results"
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
-Found = TypeVar("Found")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,16 +110,7 @@ def plan(
         FinetuneError: Names all that is wrong.
     """
     problems: list[FinetuneError] = []
-
-    def tried(action: Callable[[], Found]) -> Found | None:
-        try:
-            return action()
-        except FinetuneError as error:
-            problems.append(error)
-        except OSError as error:  # A path that is too long, or that may not be looked into.
-            problems.append(UsageError(f"{error.filename} cannot be used: {error.strerror}. Give another path."))
-        return None
-
+    tried = collector(problems)
     for channel, place in channels.items():
         if "://" in str(place or ""):
             problems.append(UsageError(f"{channel} channel {place}: only folders on this machine are supported yet."))
@@ -151,7 +141,7 @@ def plan(
         or handle is None
         or kept is None
     ):
-        raise _combined(problems)
+        raise combined(problems)
     brought = (card.defaults, card.whole_defaults) if card else ({}, {})
     settings, sources = hyperparameters.resolve(values, *brought, task)
     return Job(
@@ -233,11 +223,9 @@ def _handle(values: Mapping[str, Any], model_channel: Path | None, task: str) ->
     if handle.startswith("s3://") or _exists(handle):
         storage.check_local(handle)
     else:
-        close = catalog.suggestions(handle)
-        hint = f" Did you mean {listed(close)}?" if close else ""
         raise UsageError(
             f"backbone {storage.redacted(handle)} is neither a folder, an archive, a URL nor an id of `tf-finetune "
-            f"backbones`.{hint}"
+            f"backbones`.{catalog.hint(handle)}"
         )
     return handle
 
@@ -338,12 +326,3 @@ def _check_writable(folder: Path) -> None:
         raise UsageError(
             f"The output place {folder} cannot be written: {nearest}: {error.strerror}. Give another --output."
         ) from None
-
-
-def _combined(problems: list[FinetuneError]) -> FinetuneError:
-    if len(problems) == 1:
-        return problems[0]
-    texts = [str(problem) for problem in problems]
-    if sum(map(len, texts)) > MESSAGE_LIMIT - 50:  # What is cut off is then the end of the longest.
-        texts.sort(key=len)
-    return UsageError(shortened(" ".join(f"({number}) {text}" for number, text in enumerate(texts, start=1))))

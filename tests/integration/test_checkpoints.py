@@ -157,16 +157,8 @@ def test_sigterm_saves_and_leaves_a_valid_model(tmp_path, photos, batch_norm_bac
     command += ["--checkpoints", str(tmp_path / "kept")]
     long = {**WHOLE, "epochs": 4000}
     command += [word for name, value in long.items() for word in (f"--{name}", str(value))]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            for line in process.stderr:
-                if line.startswith("epoch 3/"):
-                    break
-            process.send_signal(signal.SIGTERM)
-            out, rest = process.communicate(timeout=120)
-        finally:
-            process.kill()
-    assert process.returncode == 0, rest
+    code, out, rest = builders.terminated(command, "epoch 3/")
+    assert code == 0, rest
     assert "the process was asked to end (SIGTERM)" in rest
     report = json.loads((tmp_path / "out/job/output/data/report.json").read_text())
     assert 3 <= len(report["history"]) < 4000

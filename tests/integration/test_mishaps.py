@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -135,16 +133,8 @@ def test_a_job_that_is_stopped_before_its_steps_says_so_and_leaves_nothing(tmp_p
     """During the steps SIGTERM is another matter: it leaves the best model so far."""
     command = [sys.executable, "-m", "tf_finetune.cli", "train", "--training", str(photos), "--epochs", "100000"]
     command += ["--backbone", str(mean_backbone), "--output", str(tmp_path / "out"), "--optimizer", "adam"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            for line in process.stderr:
-                if line.startswith("data: "):
-                    break
-            process.send_signal(signal.SIGTERM)
-            _, rest = process.communicate(timeout=60)
-        finally:
-            process.kill()
-    assert process.returncode == 1
+    code, _, rest = builders.terminated(command, "data: ")
+    assert code == 1
     assert rest.splitlines()[-1] == "tf-finetune: Interrupted."
     assert "Traceback" not in rest
     assert not Path(tmp_path / "out").exists()

@@ -40,10 +40,7 @@ def moto():
 
 @pytest.fixture(autouse=True)
 def variables(monkeypatch):
-    for name in s3_servers.FOREIGN:
-        monkeypatch.delenv(name, raising=False)
-    for name, value in s3_servers.VARIABLES.items():
-        monkeypatch.setenv(name, value)
+    s3_servers.set_variables(monkeypatch)
 
 
 @pytest.fixture

@@ -23,10 +23,7 @@ ROSE = b"a rose"
 
 @pytest.fixture(autouse=True)
 def variables(monkeypatch):
-    for name in s3_servers.FOREIGN:
-        monkeypatch.delenv(name, raising=False)
-    for name, value in s3_servers.VARIABLES.items():
-        monkeypatch.setenv(name, value)
+    s3_servers.set_variables(monkeypatch)
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
     monkeypatch.setattr(client, "ROUNDS", 2)
 

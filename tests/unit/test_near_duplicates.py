@@ -13,6 +13,7 @@ from PIL import Image, ImageEnhance
 from tests import builders
 from tests.photographs import encoded, exif, picture
 from tf_finetune import feature_cache
+from tf_finetune.examples import grouping
 from tf_finetune.feature_cache import Place
 from tf_finetune.feature_cache.space import Space
 from tf_finetune.hyperparameters import Hyperparameters
@@ -175,7 +176,7 @@ def test_many_photos_are_compared_in_seconds_and_each_pair_is_found():
 def test_very_many_alike_photos_form_one_group():
     thumbnail = bytes(range(192))
     alike = {name: (with_flipped(b"\xa5" * 32, [n % 256]), thumbnail) for n, name in enumerate(digests(1000))}
-    groups = duplicates.groups(duplicates.near_photos(alike))
+    groups = grouping.groups(duplicates.near_photos(alike))
     assert set(groups.values()) == {min(alike)}
     assert len(groups) == 1000
 
@@ -187,7 +188,7 @@ def test_one_photo_or_none_has_no_like():
 
 @pytest.mark.parametrize("pairs", [*itertools.permutations([("a", "b"), ("c", "d"), ("d", "b"), ("x", "y")])])
 def test_groups_do_not_depend_on_the_order_of_pairs(pairs):
-    assert duplicates.groups(pairs) == {**dict.fromkeys("abcd", "a"), "x": "x", "y": "x"}
+    assert grouping.groups(pairs) == {**dict.fromkeys("abcd", "a"), "x": "x", "y": "x"}
 
 
 # Texts

@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from tf_finetune.errors import listed
+
 DEFAULT_IMAGE = "efficientnet-lite0"
 DEFAULT_TEXT = "universal-sentence-encoder-multilingual"
 PACKAGED = "packaged:"
@@ -78,6 +80,12 @@ def find(id: str) -> Card | None:
     1280
     """
     return next((card for card in cards() if _plain(card.id) == _plain(id)), None)
+
+
+def hint(id: str) -> str:
+    """Returns a sentence that asks whether an id like this one was meant, with a blank before it; else nothing."""
+    close = suggestions(id)
+    return f" Did you mean {listed(close)}?" if close else ""
 
 
 def suggestions(id: str) -> list[str]:

@@ -10,6 +10,8 @@ from tf_finetune import __version__
 from tf_finetune.cli import commands
 from tf_finetune.cli.arguments import BARE, Parser
 
+Command = Callable[[str, Callable[..., Any], str], argparse.ArgumentParser]
+
 
 def make() -> Parser:
     """Returns the parser of the whole command line; each command sets `run` to its function."""
@@ -25,6 +27,16 @@ def make() -> Parser:
         added.set_defaults(run=run)
         return added
 
+    _add_answering(command)
+    _add_check(command)
+    _add_tables(command)
+    from tf_finetune import launch
+
+    launch.add_commands(added_to)
+    return parser
+
+
+def _add_answering(command: Command) -> None:
     demo = command("demo", commands.demo, "run the whole job on photos or texts from a PyPI wheel")
     demo.add_argument("--task", choices=["image", "text"], default="image", help="what to classify (default: image)")
     demo.add_argument("--output", metavar="LOCATION", default=None, help="where results go (default: results)")
@@ -39,6 +51,11 @@ def make() -> Parser:
     evaluate = command("evaluate", commands.evaluate, "print an archive's figures on labelled photos or texts, as JSON")
     evaluate.add_argument("archive", metavar="ARCHIVE", help="model.tar.gz, or the folder that it was unpacked to")
     evaluate.add_argument("channel", metavar="CHANNEL", help="folder of class folders, or with data.csv")
+    for asked in (predict, evaluate):
+        asked.add_argument("--trust-backbone", "--trust_backbone", action="store_true", help="as in train")
+
+
+def _add_check(command: Command) -> None:
     check = command("check", commands.check, "tell what is wrong with the data, before any training")
     check.add_argument("training", metavar="CHANNEL", help="folder of class folders of photos, or with data.csv")
     for name in ("validation", "test"):
@@ -50,8 +67,9 @@ def make() -> Parser:
     check.add_argument("--max-sequence-length", "--max_sequence_length", metavar="VALUE", help="as in train")
     check.add_argument("--cache-dir", "--cache_dir", metavar="PLACE", help="where features are kept, or none")
     check.add_argument("--json", action="store_true", help="print JSON")
-    for asked in (predict, evaluate):
-        asked.add_argument("--trust-backbone", "--trust_backbone", action="store_true", help="as in train")
+
+
+def _add_tables(command: Command) -> None:
     backbones = command("backbones", commands.backbones, "list the backbones that are known by name, or show one")
     backbones.add_argument("id", metavar="ID", nargs="?", help="a backbone's id")
     backbones.add_argument("--json", action="store_true", help="print JSON")
@@ -59,9 +77,6 @@ def make() -> Parser:
     cache.add_argument("--clear", action="store_true", help="remove them")
     cache.add_argument("--cache-dir", "--cache_dir", metavar="PLACE", help="where they are (default: the cache folder)")
     cache.add_argument("--json", action="store_true", help="print JSON")
-    from tf_finetune import launch
-
-    launch.add_commands(added_to)
     buckets = command(
         "buckets", commands.buckets, "list the buckets of S3 that the credentials show, and their Regions"
     )
@@ -69,7 +84,6 @@ def make() -> Parser:
     buckets.add_argument("--json", action="store_true", help="print JSON")
     table = command("hyperparameters", commands.hyperparameters, "print the table of hyperparameters")
     table.add_argument("--format", choices=["text", "markdown", "json"], default="text", help="default: text")
-    return parser
 
 
 def _add_train(added_to: Any) -> None:

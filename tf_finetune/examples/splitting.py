@@ -7,6 +7,7 @@ import hashlib
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 
+from tf_finetune.examples import grouping
 from tf_finetune.examples.records import TRAINING, VALIDATION, Examples
 
 log = logging.getLogger(__name__)
@@ -91,25 +92,14 @@ def split_again(
 
 def _units(examples: Examples, groups: Mapping[str, str], seed: int) -> list[Unit]:
     """Returns the units of some examples, in the order of their smallest digests."""
-    parents: dict[str, str] = {}
-
-    def root(name: str) -> str:
-        while parents.setdefault(name, name) != name:
-            parents[name] = parents[parents[name]]
-            name = parents[name]
-        return name
-
-    for example in examples.items:
-        own = root(example.digest)
-        if example.digest in groups:
-            parents[own] = root(groups[example.digest])
-        if example.group:
-            parents[root(example.digest)] = root(f"group:{example.group}")  # No digest has a colon.
+    named = [(one.digest, f"group:{one.group}") for one in examples.items if one.group]  # No digest has a colon.
+    roots = grouping.groups([*groups.items(), *named])
     members: dict[str, set[str]] = {}
     labels: dict[str, set[int]] = {}
     for example in examples.items:
-        members.setdefault(root(example.digest), set()).add(example.digest)
-        labels.setdefault(root(example.digest), set()).add(example.label)
+        root = roots.get(example.digest, example.digest)
+        members.setdefault(root, set()).add(example.digest)
+        labels.setdefault(root, set()).add(example.label)
     units = [
         Unit(tuple(sorted(digests)), frozenset(labels[name]), _position(min(digests), seed))
         for name, digests in members.items()

@@ -31,7 +31,7 @@ def inspect(task: str, channels: Mapping[str, Path], settings: Hyperparameters, 
             more than max_bad_fraction of a channel cannot; or none of a class can.
     """
     found = examine(task, channels, settings, scratch)
-    _stop_at_bad_data(found, settings)
+    stop_at_bad_data(found, settings)
     return found
 
 
@@ -58,7 +58,8 @@ def by_features(found: Inspection, place: Place) -> tuple[Finding, ...]:
     return () if finding is None else (finding,)
 
 
-def _stop_at_bad_data(found: Inspection, settings: Hyperparameters) -> None:
+def stop_at_bad_data(found: Inspection, settings: Hyperparameters) -> None:
+    """Raises DataError where on_bad_data, max_bad_fraction or a class without a usable example ends the job."""
     bad = Counter(one.channel for one in found.unusable)
     if found.unusable and settings.on_bad_data == "fail":
         raise DataError(

@@ -9,7 +9,7 @@ import functools
 import logging
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -126,26 +126,6 @@ def plain(text: str) -> str:
 @functools.lru_cache(2**14)
 def _is_of_a_word(char: str) -> bool:
     return unicodedata.category(char)[0] in "LNM"
-
-
-def groups(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """Returns digest -> smallest digest of its group, of all that any pair joins.
-
-    >>> groups([("b", "c"), ("d", "c"), ("x", "y")])
-    {'b': 'b', 'c': 'b', 'd': 'b', 'x': 'x', 'y': 'x'}
-    """
-    parents: dict[str, str] = {}
-
-    def root(digest: str) -> str:
-        while parents.setdefault(digest, digest) != digest:
-            parents[digest] = parents[parents[digest]]
-            digest = parents[digest]
-        return digest
-
-    for one, other in pairs:
-        low, high = sorted((root(one), root(other)))
-        parents[high] = low
-    return {digest: root(digest) for digest in sorted(parents)}
 
 
 def by_features(digests: Sequence[str], place: Place) -> list[tuple[str, str]]:

@@ -150,23 +150,35 @@ def _conflicts(
     return [Finding(WARNING, "label_conflict", _ids(found), detail)]
 
 
+def leaked(
+    training: Iterable[Example], others: Iterable[Example], groups: Mapping[str, str]
+) -> tuple[list[Example], list[Example]]:
+    """Returns those of some other examples that are also in training: exactly, and nearly."""
+    digests = {example.digest for example in training}
+    alike = {groups[digest] for digest in digests if digest in groups}
+    exact, near = [], []
+    for example in others:
+        if example.digest in digests:
+            exact.append(example)
+        elif groups.get(example.digest) in alike:
+            near.append(example)
+    return exact, near
+
+
 def _leaks(members: Sequence[Member], groups: Mapping[str, str], noun: str) -> list[Finding]:
     """Returns a finding for each other channel that has examples of training, exactly or nearly, or of its groups."""
     training = [example for channel, example in members if channel == TRAINING]
-    digests = {example.digest for example in training}
-    alike = {groups[example.digest] for example in training if example.digest in groups}
     named = {example.group for example in training if example.group}
     found = []
     for channel in dict.fromkeys(channel for channel, _ in members if channel != TRAINING):
         there = [member for member in members if member[0] == channel]
-        exact = [member for member in there if member[1].digest in digests]
-        near = [one for one in there if one[1].digest not in digests and groups.get(one[1].digest) in alike]
+        exact, near = leaked(training, [example for _, example in there], groups)
         if exact or near:
             detail = (
                 f"{len(exact) + len(near):,} of {counted(len(there), noun)} of {channel} are also in training, "
                 f"{len(exact):,} exactly and {len(near):,} nearly: figures of {channel} flatter"
             )
-            found.append(Finding(WARNING, "leak", _ids([exact + near]), detail))
+            found.append(Finding(WARNING, "leak", _ids([[(channel, example) for example in exact + near]]), detail))
         shared = [member for member in there if member[1].group in named]
         if shared:
             detail = f"{counted(len(shared), noun)} of {channel} {_have(shared)} a group that is also in training"

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tf_finetune.errors import HyperparameterError
-from tf_finetune.examples import Example, Examples, folders
+from tf_finetune.examples import Example, Examples, folders, grouping
 from tf_finetune.examples.folders import Found
 from tf_finetune.examples.records import counted
 from tf_finetune.hyperparameters import Hyperparameters
@@ -68,7 +68,7 @@ def examine(channels: Mapping[str, Path], settings: Hyperparameters, scratch: Pa
         channel: Examples(names, folders.ordered(example for of, example in usable if of == channel))
         for channel in channels
     }
-    groups = duplicates.groups(duplicates.near_photos(hashes))
+    groups = grouping.groups(duplicates.near_photos(hashes))
     told = [
         *findings.of_unusable(unusable, NOUN),
         *findings.of_data(parts, groups, NOUN),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tf_finetune import catalog
 from tf_finetune.errors import HyperparameterError
-from tf_finetune.examples import TRAINING, Examples, rows, texts
+from tf_finetune.examples import TRAINING, Examples, grouping, rows, texts
 from tf_finetune.examples.records import counted
 from tf_finetune.hyperparameters import Hyperparameters
 from tf_finetune.inspection import duplicates, findings
@@ -39,7 +39,7 @@ def examine(channels: Mapping[str, Path], settings: Hyperparameters, scratch: Pa
             label = texts.class_name_of(row.label, part) if row.label else ""
             unusable.append(Unusable(channel, f"{file.name}:{row.line}", label, row.kind, f"it {row.reason}"))
     contents = {example.digest: str(example.content) for part in parts.values() for example in part.items}
-    groups = duplicates.groups(duplicates.near_texts(contents))
+    groups = grouping.groups(duplicates.near_texts(contents))
     told = [*findings.of_unusable(unusable, NOUN), *findings.of_data(parts, groups, NOUN), *_too_long(parts, settings)]
     return Inspection(parts, tuple(unusable), tuple(told), groups, read)
 

@@ -7,6 +7,5 @@ anything uploaded.
 from __future__ import annotations
 
 from tf_finetune.launch.commands import add_commands
-from tf_finetune.launch.places import default_channel
 
-__all__ = ["add_commands", "default_channel"]
+__all__ = ["add_commands"]

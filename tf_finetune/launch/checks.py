@@ -6,8 +6,8 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from tf_finetune.errors import FinetuneError, UsageError
-from tf_finetune.launch import places, plan
+from tf_finetune.errors import FinetuneError, UsageError, combined
+from tf_finetune.launch import places
 from tf_finetune.launch.answers import DENIED, ForAllRequestsError, code_of, told
 from tf_finetune.launch.aws import client
 from tf_finetune.launch.plan import Plan
@@ -47,7 +47,7 @@ def look(made: Any, wanted: Plan, known: Account) -> tuple[str, str | None]:
             _tried(problems, lambda f=flag, p=place: _check_channel(s3, f, p))  # type: ignore[misc]
     name = _tried(problems, lambda: _free_name(client(made, "sagemaker"), wanted))
     if problems:
-        raise plan.combined(problems)
+        raise combined(problems)
     training = next(place for flag, place in [*remote, ("--training", None)] if flag == "--training")
     task = _task(s3, training) if wanted.task is None and training and training.bucket in seen else wanted.task
     return str(name), task

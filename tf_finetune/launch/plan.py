@@ -6,20 +6,18 @@ import argparse
 import logging
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 from tf_finetune import hyperparameters
-from tf_finetune.errors import MESSAGE_LIMIT, FinetuneError, UsageError, shortened
+from tf_finetune.errors import FinetuneError, UsageError, collector, combined
 from tf_finetune.launch import channels, images, instances, limits, places, settings
 from tf_finetune.launch.channels import Channel
 from tf_finetune.launch.defaults import ROLE, Defaults
 from tf_finetune.s3 import Location
 
 log = logging.getLogger(__name__)
-
-Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -109,16 +107,7 @@ def make(
         FinetuneError: Names all that is wrong.
     """
     problems: list[FinetuneError] = []
-
-    def tried(action: Callable[[], Found]) -> Found | None:
-        try:
-            return action()
-        except FinetuneError as error:
-            problems.append(error)
-        except OSError as error:
-            problems.append(UsageError(f"{error.filename} cannot be used: {error.strerror}. Give another path."))
-        return None
-
+    tried = collector(problems)
     backbone = next((str(value) for name, value in given.items() if hyperparameters.canonical(name) == "backbone"), "")
     asked = {name: getattr(flags, name) for name in channels.NAMES if getattr(flags, name)}
     found, task = tried(lambda: channels.find(asked, backbone, region)) or ((), None)
@@ -181,16 +170,6 @@ def make(
         environment=environment or {},
         tags=tags or {},
     )
-
-
-def combined(problems: Iterable[FinetuneError]) -> FinetuneError:
-    """Returns all problems as one error."""
-    texts = [str(problem) for problem in problems]
-    if len(texts) == 1:
-        return UsageError(texts[0])
-    if sum(map(len, texts)) > MESSAGE_LIMIT - 50:  # What is cut off is then the end of the longest.
-        texts.sort(key=len)
-    return UsageError(shortened(" ".join(f"({number}) {text}" for number, text in enumerate(texts, start=1))))
 
 
 def valid_name(text: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tf_finetune import catalog, hyperparameters
-from tf_finetune.errors import FinetuneError, HyperparameterError, UsageError, listed
+from tf_finetune.errors import FinetuneError, HyperparameterError, UsageError
 from tf_finetune.launch import code
 
 MAX_COUNT, MAX_VALUE = 100, 2500  # Hyperparameters, and characters of a value: SageMaker's limits.
@@ -24,11 +24,9 @@ def parse(given: Mapping[str, object], task: str | None) -> dict[str, Any]:
     for name in ("backbone", "preprocessor"):
         handle = str(values.get(name, ""))
         if handle and not catalog.find(handle) and "://" not in handle:
-            close = catalog.suggestions(handle)
-            hint = f" Did you mean {listed(close)}?" if close else ""
             raise HyperparameterError(
                 f"{name}: {handle} is no id of `tf-finetune backbones` nor a URL, and a job on SageMaker does not see "
-                f"this machine.{hint} Give a local SavedModel as --model."
+                f"this machine.{catalog.hint(handle)} Give a local SavedModel as --model."
             )
     return values
 

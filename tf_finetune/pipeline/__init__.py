@@ -72,7 +72,10 @@ def _run(planned: Job, scratch: Path, progress: Progress | None) -> dict[str, An
             try:
                 read = inputs.read_sources(parts, medium, preprocessing, passes, settings)
             except tf.errors.InvalidArgumentError:  # A photo that Pillow decodes and TensorFlow does not.
-                found = data.without(found, medium.undecodable(parts.values(), preprocessing), settings)
+                broken = medium.undecodable(parts.values(), preprocessing)
+                if not broken:  # It failed for another reason, and would again.
+                    raise
+                found = data.without(found, broken, settings)
                 parts = found.parts
                 read = inputs.read_sources(parts, medium, preprocessing, passes, settings)
             feature_cache.evict(passes.place)

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from tf_finetune import examples, inspection
-from tf_finetune.errors import DataError, listed
+from tf_finetune.errors import listed
 from tf_finetune.examples import LEFT_OUT, TRAINING, VALIDATION, Examples
 from tf_finetune.examples.records import counted
 from tf_finetune.feature_cache import Place
 from tf_finetune.hyperparameters import Hyperparameters
-from tf_finetune.inspection.records import Finding, Inspection, Unusable
+from tf_finetune.inspection import findings
+from tf_finetune.inspection.records import Inspection, Unusable
 from tf_finetune.job import Job
 
 log = logging.getLogger(__name__)
@@ -58,7 +59,8 @@ def read(planned: Job, scratch: Path) -> Data:
     parts, left_out = dict(seen.parts), dataclasses.replace(everything, items=())
     leak = None
     if VALIDATION in parts:
-        leak = _leak(everything, parts[VALIDATION], seen.groups)
+        exact, near = findings.leaked(everything.items, parts[VALIDATION].items, seen.groups)
+        leak = {"exact": len(exact), "near": len(near), "of": len(parts[VALIDATION])}
     else:
         rule = (settings.validation_split_ratio, settings.random_seed)
         if planned.earlier_split is None:
@@ -99,7 +101,7 @@ def without(data: Data, files: Collection[Path], settings: Hyperparameters) -> D
     """Returns the data without some photos, which are listed as unusable.
 
     Raises:
-        DataError: `on_bad_data` is fail, or there are more of them than `max_bad_fraction` allows.
+        DataError: As `inspection.stop_at_bad_data` has it.
     """
     bad = [(name, one) for name, part in data.parts.items() for one in part.items if one.content in files]
     names = data.parts[TRAINING].class_names
@@ -109,22 +111,23 @@ def without(data: Data, files: Collection[Path], settings: Hyperparameters) -> D
         Unusable(name if name in known else TRAINING, one.id, names[one.label], "damaged", reason) for name, one in bad
     )
     log.warning("%s left out: %s: %s", counted(len(bad), "photo"), reason, listed(one.id for _, one in bad))
-    ids = tuple(f"{one.channel}/{one.id}" for one in added)
-    finding = Finding("error", "damaged", ids, f"left out: {reason}")
-    findings = (finding, *data.seen.findings)
-    seen = dataclasses.replace(data.seen, unusable=(*data.seen.unusable, *added), findings=findings)
-    for channel, count in seen.read.items():
-        share = sum(one.channel == channel for one in seen.unusable) / max(1, count)
-        if settings.on_bad_data == "fail" or share > settings.max_bad_fraction:
-            raise DataError(
-                f"{len(bad):,} photos cannot be used: {reason}: {listed(one.id for _, one in bad)}. Remove or replace "
-                "them, or allow more by max_bad_fraction."
-            )
-    kept = {
-        name: dataclasses.replace(part, items=tuple(one for one in part.items if one.content not in files))
-        for name, part in data.parts.items()
-    }
+    seen = dataclasses.replace(
+        data.seen,
+        parts=_kept(data.seen.parts, files),
+        unusable=(*data.seen.unusable, *added),
+        findings=(*findings.of_unusable(added, "photo"), *data.seen.findings),
+    )
+    inspection.stop_at_bad_data(seen, settings)
+    kept = _kept(data.parts, files)
     return dataclasses.replace(data, parts={name: part for name, part in kept.items() if len(part)}, seen=seen)
+
+
+def _kept(parts: Mapping[str, Examples], files: Collection[Path]) -> dict[str, Examples]:
+    """Returns the parts without some photos."""
+    return {
+        name: dataclasses.replace(part, items=tuple(one for one in part.items if one.content not in files))
+        for name, part in parts.items()
+    }
 
 
 def with_alike_features(data: Data, place: Place) -> Data:
@@ -147,7 +150,7 @@ def describe(data: Data) -> dict[str, Any]:
     for part, found in data.parts.items():
         for label in found.labels:
             counts[part][label] += 1
-    findings = [
+    told = [
         {
             "severity": finding.severity,
             "kind": finding.kind,
@@ -162,18 +165,9 @@ def describe(data: Data) -> dict[str, Any]:
             {"name": name, **{part: found[label] for part, found in counts.items()}} for label, name in enumerate(names)
         ],
         "read": dict(data.seen.read),
-        "findings": findings,
+        "findings": told,
         "unusable": [dataclasses.asdict(one) for one in data.seen.unusable],
         "leak": dict(data.leak) if data.leak else None,
         "groups": len(set(data.seen.groups.values())),
         "left_out_of_validation": len(data.left_out),
     }
-
-
-def _leak(training: Examples, validation: Examples, groups: Mapping[str, str]) -> dict[str, int]:
-    """Returns how many validation examples are also in training, exactly or nearly."""
-    there = {example.digest for example in training.items}
-    alike = {groups[digest] for digest in there if digest in groups}
-    exact = sum(example.digest in there for example in validation.items)
-    near = sum(example.digest not in there and groups.get(example.digest) in alike for example in validation.items)
-    return {"exact": exact, "near": near, "of": len(validation)}

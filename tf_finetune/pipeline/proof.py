@@ -48,25 +48,19 @@ def export_and_prove(
         source = features.source(sample, medium.loader(sample, preprocessing))
         expected = features.outputs(steps.make_answer(on_cpu, False), source, tf.distribute.get_strategy())
         difference = None if given is None else export.check_accelerator(given, expected)
-    serving = medium.serving_inputs(preprocessing)
-    proved = write_model(staged, planned, on_cpu, serving, preprocessing.as_json(), parts["training"].class_names)
+    proved = write_archive(staged, planned, medium, preprocessing, parts["training"].class_names, on_cpu)
     log.info("proving the archive: a fresh process answers %d examples by it", len(sample))
     largest = export.check_parity(process, proved, medium.raw_inputs(sample), expected)
     return {"examples": len(sample), "largest_difference": largest, "accelerator_difference": difference}
 
 
-def write_model(
-    staged: Path,
-    planned: Job,
-    model: Classifier,
-    serving: tuple[tf.TensorSpec, Any],
-    preprocessing: Mapping[str, Any],
-    class_names: Sequence[str],
+def write_archive(
+    staged: Path, planned: Job, medium: Any, preprocessing: Any, class_names: Sequence[str], model: Classifier
 ) -> Path:
     """Writes the archive, or on SageMaker its unpacked folder, and returns its path."""
     folder = staged / "model"
     folder.mkdir()
-    _write_into(folder, planned, model, serving, preprocessing, class_names)
+    write_folder(planned, medium, preprocessing, class_names, folder, model)
     if planned.destination.archive is None:
         return folder
     archive.pack(folder, staged / "model.tar.gz")
@@ -78,17 +72,7 @@ def write_folder(
     planned: Job, medium: Any, preprocessing: Any, class_names: Sequence[str], folder: Path, model: Classifier
 ) -> None:
     """Writes the unpacked archive of a model as it is, unproved, into a folder."""
-    _write_into(folder, planned, model, medium.serving_inputs(preprocessing), preprocessing.as_json(), class_names)
-
-
-def _write_into(
-    folder: Path,
-    planned: Job,
-    model: Classifier,
-    serving: tuple[tf.TensorSpec, Any],
-    preprocessing: Mapping[str, Any],
-    class_names: Sequence[str],
-) -> None:
+    serving = medium.serving_inputs(preprocessing)
     export.write_saved_model(folder / "1", model, *serving)
     description = {
         "task": planned.task,
@@ -97,6 +81,6 @@ def _write_into(
         "binary_mode": model.is_binary,
         "signature": {"name": "serving_default", "input": serving[0].name, "output": "probabilities"},
         "custom_ops": text_ops.needed_ops(folder / "1"),
-        "preprocessing": dict(preprocessing),
+        "preprocessing": preprocessing.as_json(),
     }
     export.write_side_files(folder, class_names, description)

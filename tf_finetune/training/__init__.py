@@ -15,8 +15,7 @@ from tf_finetune.classifier import Classifier
 from tf_finetune.features import Progress, Source
 from tf_finetune.hyperparameters import Hyperparameters
 from tf_finetune.training import loop, optimizers, solver, steps, trial
-from tf_finetune.training.checkpoints import Keeper
-from tf_finetune.training.loop import Course, Place
+from tf_finetune.training.loop import Course, Place, Watched
 
 log = logging.getLogger(__name__)
 
@@ -43,24 +42,6 @@ class Fitted:
     ended_early: str = ""
 
 
-@dataclasses.dataclass(frozen=True)
-class Watched:
-    """What watches over a training.
-
-    Attributes:
-        keeper: Where checkpoints go.
-        stop: Gives the reason to end early, or nothing; asked after each step.
-        improved: Given the model after an epoch that was the best so far.
-    """
-
-    keeper: Keeper = dataclasses.field(default_factory=Keeper)
-    stop: Callable[[], str] = str
-    improved: Callable[[Classifier], None] = lambda model: None
-
-
-UNWATCHED = Watched()
-
-
 def fit(
     model: Classifier,
     training: Source,
@@ -70,7 +51,7 @@ def fit(
     progress: Progress | None = None,
     precisions: Sequence[str] = ("float32",),
     remember: Callable[[str], None] | None = None,
-    watched: Watched = UNWATCHED,
+    watched: Watched = loop.UNWATCHED,
 ) -> Fitted:
     """Trains a classifier and leaves it with the weights of its best epoch by eval_metric on validation.
 
@@ -107,17 +88,14 @@ def fit(
         lambda: _validate(answer, validation, settings, strategy),
         settings,
         strategy,
-        watched.keeper,
-        watched.stop,
-        lambda: watched.improved(model),
+        watched,
         progress,
     )
     place = loop.resumed(course)
     first = place.step if place else 0
     batches = iter(strategy.distribute_datasets_from_function(lambda context: steps.stream(training, plan, first)))
     if place is None:
-        variables = loop.all_variables(model, optimizer)
-        precision, batches = trial.fastest(step, batches, variables, precisions)
+        precision, batches = trial.fastest(step, batches, loop.changed(course), precisions)
         if remember and len(precisions) > 1:
             remember(precision)
         place = Place(kept=loop.weights(model), precision=precision)

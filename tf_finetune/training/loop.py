@@ -80,6 +80,24 @@ class Place:
 
 
 @dataclasses.dataclass(frozen=True)
+class Watched:
+    """What watches over a training.
+
+    Attributes:
+        keeper: Where checkpoints go.
+        stop: Gives the reason to end early, or nothing; asked after each step.
+        improved: Given the model after an epoch that was the best so far.
+    """
+
+    keeper: Keeper = dataclasses.field(default_factory=Keeper)
+    stop: Callable[[], str] = str
+    improved: Callable[[Classifier], None] = lambda model: None
+
+
+UNWATCHED = Watched()
+
+
+@dataclasses.dataclass(frozen=True)
 class Course:
     """What a training goes by.
 
@@ -92,9 +110,7 @@ class Course:
         validate: Gives val_loss, val_accuracy and eval_metric of the weights of now; None for each without validation.
         settings: The hyperparameters.
         strategy: Where the model lives.
-        keeper: Where checkpoints go.
-        stop: Gives the reason to end early, or nothing; asked after each step.
-        improved: Called when an epoch was the best so far.
+        watched: What watches over it.
         progress: Told the stage, the steps done and all.
     """
 
@@ -106,18 +122,16 @@ class Course:
     validate: Callable[[], tuple[dict[str, Any], float | None]]
     settings: Hyperparameters
     strategy: tf.distribute.Strategy
-    keeper: Keeper
-    stop: Callable[[], str]
-    improved: Callable[[], None]
+    watched: Watched
     progress: Progress | None
 
 
 def resumed(course: Course) -> Place | None:
     """Returns where an earlier run of the same job stood, having taken up its weights; None where there was none."""
-    saved = course.keeper.latest()
+    saved = course.watched.keeper.latest()
     if saved is None:
         return None
-    for variable, value in zip(_changed(course), saved.arrays["weights"], strict=True):
+    for variable, value in zip(changed(course), saved.arrays["weights"], strict=True):
         variable.assign(value)
     state = saved.state
     place = Place(
@@ -128,7 +142,7 @@ def resumed(course: Course) -> Place | None:
         standing=Standing(**state["standing"]),
         precision=state["precision"],
     )
-    log.info("going on at step %d of %d, from %s", place.step, course.plan.steps, course.keeper.place)
+    log.info("going on at step %d of %d, from %s", place.step, course.plan.steps, course.watched.keeper.place)
     return place
 
 
@@ -154,7 +168,7 @@ def run(course: Course, batches: Iterator[Any], place: Place) -> tuple[Place, st
         kept = weights(course.model) if is_best else place.kept
         place = Place(kept, done, (), (*place.history, entry), ahead, place.precision)
         if is_best:
-            course.improved()
+            course.watched.improved(course.model)
         if reason:
             log.info("training ends in epoch %d: %s", epoch, reason)
             return place, reason
@@ -179,8 +193,8 @@ def _run_epoch(course: Course, batches: Iterator[Any], epoch: int, place: Place)
             _check_finite(results, number, epoch, course.settings)
             if course.progress:
                 course.progress("training", (epoch - 1) * plan.steps_per_epoch + number, plan.steps)
-        reason = course.stop()
-        if number < plan.steps_per_epoch and (reason or course.keeper.is_due()):
+        reason = course.watched.stop()
+        if number < plan.steps_per_epoch and (reason or course.watched.keeper.is_due()):
             done = (epoch - 1) * plan.steps_per_epoch + number
             _save(course, dataclasses.replace(place, step=done, results=tuple(map(_floats, results))))
         if reason:
@@ -190,12 +204,12 @@ def _run_epoch(course: Course, batches: Iterator[Any], epoch: int, place: Place)
 
 def _save(course: Course, place: Place) -> None:
     state = {name: value for name, value in dataclasses.asdict(place).items() if name != "kept"}
-    arrays = {"weights": [variable.numpy() for variable in _changed(course)], "kept": place.kept}
-    course.keeper.save(place.step, state, arrays)
+    arrays = {"weights": [variable.numpy() for variable in changed(course)], "kept": place.kept}
+    course.watched.keeper.save(place.step, state, arrays)
 
 
-def _changed(course: Course) -> list[keras.Variable]:
-    """Returns what a checkpoint holds: of a frozen backbone nothing."""
+def changed(course: Course) -> list[keras.Variable]:
+    """Returns all that a step changes, which is what a checkpoint holds: of a frozen backbone nothing."""
     return [*_kept_variables(course.model), *course.optimizer.variables]
 
 
@@ -256,11 +270,6 @@ def set_weights(model: Classifier, values: Arrays) -> None:
     """Takes up what `weights` gave."""
     for variable, value in zip(_kept_variables(model), values, strict=True):
         variable.assign(value)
-
-
-def all_variables(model: Classifier, optimizer: keras.optimizers.Optimizer) -> list[keras.Variable]:
-    """Returns all that a step changes, and the backbone's variables besides."""
-    return [*model.backbone.variables, *model.head.variables, *optimizer.variables]
 
 
 def _kept_variables(model: Classifier) -> list[keras.Variable]:
