@@ -254,7 +254,7 @@ def test_handles(count: int, place: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
     def name(handle: str) -> None:
         for action in (
-            lambda: job._handle({"backbone": handle}, None, "image"),
+            lambda: job.backbones.handle_of({"backbone": handle}, None, "image"),
             lambda: storage.check_local(handle),
             lambda: storage.resolve_backbone(handle, place.parent / "inside" / "cache"),
             lambda: job.plan({"training": None}, {"backbone": handle}),

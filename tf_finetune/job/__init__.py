@@ -6,35 +6,19 @@ import dataclasses
 import logging
 import os
 import re
-import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from tf_finetune import catalog, examples, feature_cache, hyperparameters, storage
 from tf_finetune.errors import FinetuneError, UsageError, collector, combined, listed
 from tf_finetune.feature_cache import Place
 from tf_finetune.hyperparameters import Hyperparameters
+from tf_finetune.job import backbones
+from tf_finetune.job.destination import Destination, check_checkpoints, find
 
 log = logging.getLogger(__name__)
 
-DEFAULT_OUTPUT = "results"
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
-
-
-@dataclasses.dataclass(frozen=True)
-class Destination:
-    """Where results go.
-
-    Attributes:
-        archive: Path of model.tar.gz; None on SageMaker, which packs model_dir itself.
-        model_dir: Folder of the unpacked archive on SageMaker; else None.
-        data: Folder of report and predictions.
-    """
-
-    archive: Path | None
-    model_dir: Path | None
-    data: Path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,14 +107,14 @@ def plan(
     for other in [channel for channel in ("validation", "test") if channel in folders]:
         tried(lambda other=other: examples.check(task or "image", folders[other], other, classes))  # type: ignore[misc]
     asked = {key: value for key, value in given.items() if hyperparameters.canonical(key) == "backbone"}
-    handle = tried(lambda: _handle(hyperparameters.parse(asked), folders.get("model"), task or "image"))
-    card = tried(lambda: _card(handle, task)) if handle else None
+    handle = tried(lambda: backbones.handle_of(hyperparameters.parse(asked), folders.get("model"), task or "image"))
+    card = tried(lambda: backbones.card_of(handle, task)) if handle else None
     name = tried(lambda: _name(name, folders.get("training")))
     if replicas is not None and replicas < 1:
         problems.append(UsageError(f"--replicas: expected an integer of 1 or more; received {replicas}"))
-    destination = tried(lambda: _destination(output, name or "model", sagemaker_output, folders.values()))
+    destination = tried(lambda: find(output, name or "model", sagemaker_output, folders.values()))
     earlier_split = tried(lambda: _earlier_split(split, folders)) if split else None
-    tried(lambda: _check_checkpoints(checkpoints))
+    tried(lambda: check_checkpoints(checkpoints))
     kept = tried(lambda: feature_cache.place(cache_dir, feature_folder, storage.cache_folder()))
     if (
         problems
@@ -188,75 +172,6 @@ def _task(folders: Mapping[str, Path]) -> str:
     return examples.task_of(folders["training"])
 
 
-def _card(handle: str, task: str | None) -> catalog.Card | None:
-    """Returns the catalog's card of a handle, if it has one.
-
-    Raises:
-        UsageError: It is for the other task.
-    """
-    card = _named_card(handle)
-    if card and task and card.task != task:
-        wanted = [other.id for other in catalog.cards(task)]
-        takes, holds = hyperparameters.PLURALS[card.task], hyperparameters.PLURALS[task]
-        raise UsageError(
-            f"backbone {handle} takes {takes}, but the training channel holds {holds}. Choose {listed(wanted)}."
-        )
-    return card
-
-
-def _named_card(handle: str) -> catalog.Card | None:
-    """Returns the card whose id a handle is; an id is one word, and ./word a folder that happens to be called so."""
-    return catalog.find(handle) if os.sep not in handle else None
-
-
-def _handle(values: Mapping[str, Any], model_channel: Path | None, task: str) -> str:
-    """Returns what names the backbone; a model channel counts before the hyperparameter's default."""
-    if model_channel is not None and "backbone" in values:
-        log.warning("the model channel %s is not used: backbone=%s is given", model_channel, values["backbone"])
-    if model_channel is None or "backbone" in values:
-        default = hyperparameters.default("backbone", task)
-        handle = str(values.get("backbone", default))
-    else:
-        handle = str(_in_model_channel(model_channel))
-    if _named_card(handle) or handle.startswith(("http://", "https://")):
-        return handle
-    if handle.startswith("s3://") or _exists(handle):
-        storage.check_local(handle)
-    else:
-        raise UsageError(
-            f"backbone {storage.redacted(handle)} is neither a folder, an archive, a URL nor an id of `tf-finetune "
-            f"backbones`.{catalog.hint(handle)}"
-        )
-    return handle
-
-
-def _exists(handle: str) -> bool:
-    return os.path.exists(storage.expanded(handle))
-
-
-def _in_model_channel(channel: Path) -> Path:
-    """Returns the SavedModel's folder or archive that a model channel holds."""
-    if (channel / "tf_finetune.json").is_file():
-        raise UsageError(f"model channel {channel} holds an earlier result; going on from one is not supported yet.")
-    if channel.is_file() or any(channel.glob("saved_model.pb*")) or any(channel.glob("*/saved_model.pb*")):
-        return channel
-    archives = [file for file in sorted(channel.glob("*")) if file.name.endswith(storage.ARCHIVE_SUFFIXES)]
-    if len(archives) == 1:
-        return archives[0]
-    raise UsageError(
-        f"model channel {channel} should be a SavedModel's folder, or hold one .tar.gz of it; received "
-        f"{listed(file.name for file in sorted(channel.glob('*'))) or 'nothing'}."
-    )
-
-
-def _check_checkpoints(folder: str | os.PathLike[str] | None) -> None:
-    if not folder:
-        return
-    if "://" in str(folder) or (Path(folder).exists() and not Path(folder).is_dir()):
-        raise UsageError(f"--checkpoints: expected a folder on this machine; received {folder}.")
-    _check_writable(Path(folder).absolute())
-
-
 def _earlier_split(file: str | os.PathLike[str], folders: Mapping[str, Path]) -> dict[str, str]:
     if "validation" in folders:
         raise UsageError(f"--split {file}: there is a validation channel, so nothing is split. Give one of the two.")
@@ -272,57 +187,3 @@ def _name(name: str | None, training: Path | None) -> str:
             f"--model-name: expected up to 63 letters, digits, hyphens, dots or underscores; received {name!r}"
         )
     return name
-
-
-def _destination(
-    output: str | os.PathLike[str] | None,
-    name: str,
-    sagemaker_output: tuple[Path, Path] | None,
-    channels: Iterable[Path],
-) -> Destination:
-    """Returns where results go, having tried that it can be written to."""
-    if output is None and sagemaker_output is not None:
-        model_dir, data = sagemaker_output
-        for folder in (model_dir, data):
-            _check_writable(folder)
-        return Destination(None, model_dir, data)
-    if str(output or "").startswith(("s3://", "https://", "http://")):
-        raise UsageError(f"--output {output}: only folders are supported yet.")
-    output = output or DEFAULT_OUTPUT
-    place = Path(output).absolute() / name / "output"
-    real = Path(os.path.realpath(place))
-    for channel in filter(os.path.isdir, channels):
-        source = Path(os.path.realpath(channel))
-        if real.is_relative_to(source):
-            raise UsageError(
-                f"--output {output}: results in {place} would lie inside the channel {channel} and become its data. "
-                "Give another --output."
-            )
-        if source.is_relative_to(real):
-            raise UsageError(
-                f"--output {output}: results would replace {place}, which holds the channel {channel}. "
-                "Give another --output or --model-name."
-            )
-    _check_writable(place)
-    if place.is_dir() and any(place.iterdir()) and not (place / "model.tar.gz").is_file():
-        raise UsageError(
-            f"--output {output}: {place} holds something else than an earlier result. Give another --output or "
-            "--model-name."
-        )
-    return Destination(place / "model.tar.gz", None, place / "data")
-
-
-def _check_writable(folder: Path) -> None:
-    """Makes and removes such a folder in the nearest ancestor that exists, which leaves nothing behind.
-
-    Raises:
-        UsageError: That cannot be done.
-    """
-    nearest = next((place for place in (folder, *folder.parents) if os.path.lexists(place)), folder)
-    try:
-        with tempfile.TemporaryDirectory(dir=nearest, prefix=".trying-") as tried:
-            Path(tried, *folder.parts[len(nearest.parts) :]).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(
-            f"The output place {folder} cannot be written: {nearest}: {error.strerror}. Give another --output."
-        ) from None
