@@ -10,6 +10,7 @@ import urllib.parse
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from xml.sax.saxutils import escape
 
 VARIABLES = {
@@ -152,3 +153,19 @@ def page(keys: list[tuple[str, int, str]], token: str | None = None) -> Answer:
         f"<EncodingType>url</EncodingType>{more}{contents}</ListBucketResult>"
     )
     return 200, {"Content-Type": "application/xml"}, text.encode()
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def every_third_fails(number, request, answer):
+    """503, 500 and a body cut short in turn; an empty body cannot be, so its connection drops."""
+    if number % 3:
+        return answer
+    kind = number // 3 % 3
+    if kind < 2:
+        return refusal(*[(503, "SlowDown"), (500, "InternalError")][kind])
+    status, headers, body = answer
+    headers = {name: value for name, value in headers.items() if name.lower() != "content-length"}
+    return (status, {**headers, "Content-Length": str(len(body))}, body[: len(body) // 2]) if body else None

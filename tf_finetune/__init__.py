@@ -28,13 +28,14 @@ def train(
     cache_dir: str | os.PathLike[str] | None = None,
     split: str | os.PathLike[str] | None = None,
     checkpoints: str | os.PathLike[str] | None = None,
+    output_kms_key: str | None = None,
     **hyperparameters: Any,
 ) -> dict[str, Any]:
     """Trains on class folders or data.csv and writes archive and report; returns what report.json holds.
 
     Args:
-        training: Folder that holds one folder of photos per class, or data.csv.
-        output: Results go to output/model_name/output/; by default below `results`.
+        training: Folder, or s3://BUCKET/PREFIX, that holds one folder of photos per class, or data.csv.
+        output: Results go to output/model_name/output/, here or in S3; by default below `results`.
         model_name: Name of the job; by default that of the training folder.
         validation: Like training; without it a part of training is kept for validation.
         test: Like training; scored once, at the end.
@@ -43,6 +44,7 @@ def train(
         cache_dir: Folder where features are kept between jobs, or "none"; by default below TF_FINETUNE_CACHE.
         split: The split.csv of an earlier job, whose examples stay where they were; new ones join them.
         checkpoints: Folder from which a training goes on that was interrupted.
+        output_kms_key: With which S3 encrypts the results; by default as the bucket has it.
         **hyperparameters: See `tf-finetune hyperparameters`.
 
     Raises:
@@ -60,6 +62,7 @@ def train(
         cache_dir=cache_dir,
         split=split,
         checkpoints=checkpoints,
+        output_kms_key=output_kms_key,
     )
     from tf_finetune import devices, pipeline  # noqa: F401  (devices first: it imports TensorFlow without its noise)
 
@@ -70,15 +73,15 @@ def load(archive: str | os.PathLike[str], trust_backbone: bool = False) -> Predi
     """Returns a trained model that answers: `.predict(examples)`, `.class_names`, `.task`.
 
     Args:
-        archive: A model.tar.gz, or the folder that it was unpacked to.
+        archive: A model.tar.gz, here or in S3, or the folder that it was unpacked to.
         trust_backbone: Whether its graph may read or write files, or run Python code: it can do whatever you can.
 
     Raises:
         tf_finetune.errors.FinetuneError: It is no archive of tf_finetune.
     """
-    from tf_finetune import predictor
+    from tf_finetune import predictor, s3, storage
 
-    return predictor.load(os.fspath(archive), trust_backbone)
+    return predictor.load(s3.local(archive, storage.cache_folder()), trust_backbone)
 
 
 def __getattr__(name: str) -> Any:

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from tf_finetune import examples, report
-from tf_finetune.errors import ExportError
+from tf_finetune import archive, examples, report, s3
+from tf_finetune.errors import ExportError, FinetuneError
 from tf_finetune.examples import Examples
 from tf_finetune.inspection import quarantine
 from tf_finetune.inspection.records import Unusable
@@ -25,6 +25,8 @@ from tf_finetune.report import label_errors, page, thumbnails
 log = logging.getLogger(__name__)
 
 ASIDE = ".tf-finetune-"
+QUARANTINE, LABEL_ERRORS = "quarantine.csv", "label_errors.csv"
+SOMETIMES = (QUARANTINE, LABEL_ERRORS)  # What not every result has.
 
 
 @contextlib.contextmanager
@@ -79,30 +81,64 @@ def _clear_abandoned(beside: Path) -> None:
 
 
 def hand_over(staged: Path, destination: Destination) -> None:
-    """Renames what is whole to where it belongs; an earlier result of the same name is replaced."""
-    if destination.archive:
-        place, earlier = destination.archive.parent, staged / "earlier"
-        whole = staged / "output"
-        whole.mkdir()
-        for name in ("model.tar.gz", "data"):
-            (staged / name).rename(whole / name)
-        if place.exists():
-            log.info("replacing the earlier result in %s", place)
-            place.rename(earlier)
-        try:
-            whole.rename(place)
-        except OSError:
-            if earlier.exists():
-                earlier.rename(place)
-            raise
+    """Renames what is whole to where it belongs, or puts it to S3; an earlier result of the same name is replaced.
+
+    Raises:
+        ExportError: S3 does not take it; it then lies on this machine, where the message says.
+    """
+    if destination.archive is None:
+        assert destination.model_dir is not None
+        for source, target in ((staged / "data", destination.data), (staged / "model", destination.model_dir)):
+            _move_into(source, target)
         return
-    assert destination.model_dir is not None
-    for source, target in ((staged / "data", destination.data), (staged / "model", destination.model_dir)):
-        target.mkdir(parents=True, exist_ok=True)
-        for entry in sorted(source.iterdir()):
-            if (target / entry.name).is_dir():
-                shutil.rmtree(target / entry.name)
-            shutil.move(str(entry), str(target / entry.name))
+    whole = staged / "output"
+    whole.mkdir()
+    for name in ("model.tar.gz", "data"):
+        (staged / name).rename(whole / name)
+    if destination.remote is None:
+        _replace(destination.archive.parent, whole, staged / "earlier")
+        return
+    archive.pack(whole / "data", whole / "output.tar.gz")  # As SageMaker has it.
+    try:
+        s3.put(whole, destination.remote, destination.kms_key)
+    except BaseException as error:  # Ctrl-C too must not cost the training.
+        place = destination.archive.parent
+        _replace(place, whole, staged / "earlier")
+        kept = f"The result is whole in {place}: copy that folder there, or run again."
+        if not isinstance(error, FinetuneError):
+            log.warning(kept)
+            raise
+        raise ExportError(f"{error} {kept}") from error
+    _remove_stale(whole, destination.remote)
+
+
+def _remove_stale(whole: Path, remote: s3.Location) -> None:
+    """Removes from S3 what only an earlier result of the same name had."""
+    try:
+        s3.remove(remote, [f"data/{name}" for name in SOMETIMES if not (whole / "data" / name).exists()])
+    except FinetuneError as error:
+        log.warning("of an earlier result something may be left: %s", error)
+
+
+def _move_into(source: Path, target: Path) -> None:
+    target.mkdir(parents=True, exist_ok=True)
+    for entry in sorted(source.iterdir()):
+        if (target / entry.name).is_dir():
+            shutil.rmtree(target / entry.name)
+        shutil.move(str(entry), str(target / entry.name))
+
+
+def _replace(place: Path, whole: Path, earlier: Path) -> None:
+    """Renames a folder to its place; what lies there goes aside, and back if that fails."""
+    if place.exists():
+        log.info("replacing the earlier result in %s", place)
+        place.rename(earlier)
+    try:
+        whole.rename(place)
+    except OSError:
+        if earlier.exists():
+            earlier.rename(place)
+        raise
 
 
 def write_data(
@@ -136,6 +172,6 @@ def write_lists(
     """Writes split.csv, and where there is something to list quarantine.csv and label_errors.csv."""
     examples.write_split(folder / "split.csv", manifest)
     if unusable:
-        quarantine.write(folder / "quarantine.csv", unusable)
+        quarantine.write(folder / QUARANTINE, unusable)
     if doubtful:
-        label_errors.write(folder / "label_errors.csv", doubtful)
+        label_errors.write(folder / LABEL_ERRORS, doubtful)

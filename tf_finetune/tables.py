@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tf_finetune import catalog, feature_cache, hyperparameters
+from tf_finetune import catalog, feature_cache, hyperparameters, s3
 from tf_finetune.errors import UsageError, listed
 
 
@@ -30,24 +30,38 @@ def hyperparameters_table(form: str) -> str:
     return _aligned(cells)
 
 
-def cache_table(place: feature_cache.Place, as_json: bool) -> str:
-    """Returns what is kept of features: where, for which backbones, how many examples and bytes, when last used."""
+def cache_table(place: feature_cache.Place, as_json: bool, copies: Sequence[s3.copies.Copy] = ()) -> str:
+    """Returns what is kept of features: where, for which backbones, how many examples and bytes, when last used.
+
+    Args:
+        place: Where features are kept.
+        as_json: Whether as JSON.
+        copies: Of what lies in S3, which are told too.
+    """
     spaces = feature_cache.listing(place)
     total = sum(space["bytes"] for space in spaces)
     if as_json:
         shown = {"place": str(place.folder) if place.folder else None, "limit": place.limit, "bytes": total}
-        return json.dumps({**shown, "spaces": spaces}, indent=2)
+        return json.dumps({**shown, "spaces": spaces, "copies": list(map(dataclasses.asdict, copies))}, indent=2)
     limit = f" of at most {_bytes(place.limit)}" if place.limit is not None else ""
     head = f"{place.folder}: {_bytes(total)}{limit}" if place.folder else "features are not kept"
     cells = [["BACKBONE", "PRECISION", "EXAMPLES", "SIZE", "LAST USED"]]
     for space in sorted(spaces, key=lambda space: -(space["last_used"] or 0)):
         about = space["about"]
-        used = time.strftime("%Y-%m-%d %H:%M", time.localtime(space["last_used"])) if space["last_used"] else "-"
+        used = _moment(space["last_used"]) if space["last_used"] else "-"
         notes = ", augmented" * bool(about.get("augmentation")) + ", scaled" * bool(about.get("scaled"))
         precision = f"{about.get('precision', '?')}{notes}"
         row = [about.get("shown") or "?", precision, f"{space['examples']:,}", _bytes(space["bytes"]), used]
         cells.append(row)
-    return "\n".join([head, _aligned(cells)]) if spaces else head
+    parts = [head, *([_aligned(cells)] if spaces else [])]
+    if copies:
+        rows = [[one.location, f"{one.objects:,}", _bytes(one.bytes), _moment(one.last_used)] for one in copies]
+        parts += ["", _aligned([["COPY OF", "FILES", "SIZE", "LAST USED"], *rows])]
+    return "\n".join(parts)
+
+
+def _moment(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
 
 
 def _bytes(number: int) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import builders
+from tests import builders, s3_servers
 from tf_finetune import devices  # Before TensorFlow: it keeps its start-up noise back.
 
 import tensorflow as tf  # isort: skip
@@ -86,3 +86,44 @@ def bert_pair(saved: Path) -> tuple[Path, Path]:
 @pytest.fixture(scope="session")
 def halves_backbone(saved: Path) -> Path:
     return builders.save_halves_backbone(saved / "halves")
+
+
+@pytest.fixture(scope="session")
+def moto():
+    """The address of moto's server, which speaks S3 over HTTP."""
+    from moto.moto_server.threaded_moto_server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    yield "http://{}:{}".format(*server.get_host_and_port())
+    server.stop()
+
+
+@pytest.fixture
+def store(moto, monkeypatch):
+    """A boto3 client of moto, and a fresh bucket in it; ours are pointed to moto too."""
+    import boto3
+    from moto.s3.models import s3_backends
+
+    s3_servers.set_variables(monkeypatch)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", moto)
+    service = boto3.client("s3", endpoint_url=moto)
+    service.create_bucket(Bucket="bucket")
+    yield service
+    s3_backends.reset()
+
+
+@pytest.fixture
+def proxy(moto, store, monkeypatch):
+    """Starts a proxy before moto; `harm` takes the number of a request, the request and moto's answer to it."""
+    with contextlib.ExitStack() as stack:
+
+        def start(harm=lambda number, request, answer: answer):
+            def answer(number, request, body):
+                return harm(number, request, s3_servers.forwarded(moto, request, body))
+
+            server = stack.enter_context(s3_servers.running(answer))
+            monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
+            return server
+
+        yield start

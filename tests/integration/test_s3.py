@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import hashlib
 import itertools
 import json
@@ -18,7 +17,6 @@ from pathlib import Path
 import boto3
 import pytest
 from moto.core import DEFAULT_ACCOUNT_ID
-from moto.moto_server.threaded_moto_server import ThreadedMotoServer
 from moto.s3.models import s3_backends
 
 from tests import s3_servers
@@ -30,43 +28,9 @@ MANY = 2000
 MEBIBYTE = 1 << 20
 
 
-@pytest.fixture(scope="module")
-def moto():
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    yield "http://{}:{}".format(*server.get_host_and_port())
-    server.stop()
-
-
 @pytest.fixture(autouse=True)
 def variables(monkeypatch):
     s3_servers.set_variables(monkeypatch)
-
-
-@pytest.fixture
-def store(moto, monkeypatch):
-    """A boto3 client of moto, and a fresh bucket in it; ours are pointed to moto too."""
-    monkeypatch.setenv("AWS_ENDPOINT_URL", moto)
-    service = boto3.client("s3", endpoint_url=moto)
-    service.create_bucket(Bucket="bucket")
-    yield service
-    s3_backends.reset()
-
-
-@pytest.fixture
-def proxy(moto, store, monkeypatch):
-    """Starts a proxy before moto; `harm` takes the number of a request, the request and moto's answer to it."""
-    with contextlib.ExitStack() as stack:
-
-        def start(harm=lambda number, request, answer: answer):
-            def answer(number, request, body):
-                return harm(number, request, s3_servers.forwarded(moto, request, body))
-
-            server = stack.enter_context(s3_servers.running(answer))
-            monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
-            return server
-
-        yield start
 
 
 def fill(count: int) -> dict[str, bytes]:
@@ -77,28 +41,12 @@ def fill(count: int) -> dict[str, bytes]:
     return files
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def every_third_fails(number, request, answer):
-    """503, 500 and a body cut short in turn; an empty body cannot be, so its connection drops."""
-    if number % 3:
-        return answer
-    kind = number // 3 % 3
-    if kind < 2:
-        return s3_servers.refusal(*[(503, "SlowDown"), (500, "InternalError")][kind])
-    status, headers, body = answer
-    headers = {name: value for name, value in headers.items() if name.lower() != "content-length"}
-    return (status, {**headers, "Content-Length": str(len(body))}, body[: len(body) // 2]) if body else None
-
-
 def test_two_thousand_objects_come_whole_and_a_second_time_only_what_changed(store, proxy, tmp_path):
     files = fill(MANY)
     store.put_object(Bucket="bucket", Key="data-old/not this", Body=b"x")
     server = proxy()
     folder = s3.fetch("s3://bucket/data", tmp_path / "data")
-    assert contents(folder) == files
+    assert s3_servers.contents(folder) == files
     assert len(server.gets()) == MANY
     assert len(server.requests) == MANY + 1 + MANY // 1000  # One look at the key, then the pages.
 
@@ -119,7 +67,7 @@ def test_two_thousand_objects_come_whole_and_a_second_time_only_what_changed(sto
     s3.fetch("s3://bucket/data/", folder)
     want = {**files, changed: files[changed][::-1] + b"!", "new class/1.jpg": b"new"}
     del want[removed]
-    assert contents(folder) == want
+    assert s3_servers.contents(folder) == want
     assert not (folder / "stranger").exists()
     assert {request.path for request in server.gets()} == {
         f"/bucket/data/{path}" for path in (changed, "new class/1.jpg", spoiled, lost)
@@ -130,15 +78,15 @@ def test_an_equal_length_with_another_content_is_a_change(store, tmp_path):
     store.put_object(Bucket="bucket", Key="data/a", Body=b"one")
     s3.fetch("s3://bucket/data", tmp_path / "data")
     store.put_object(Bucket="bucket", Key="data/a", Body=b"two")
-    assert contents(s3.fetch("s3://bucket/data", tmp_path / "data")) == {"a": b"two"}
+    assert s3_servers.contents(s3.fetch("s3://bucket/data", tmp_path / "data")) == {"a": b"two"}
 
 
 def test_a_server_that_fails_every_third_time_and_cuts_bodies_short_loses_nothing(store, proxy, tmp_path):
     files = fill(200)
     files["large"] = os.urandom(3 * pieces.LARGEST + 5)
     store.put_object(Bucket="bucket", Key="data/large", Body=files["large"])
-    server = proxy(every_third_fails)
-    assert contents(s3.fetch("s3://bucket/data", tmp_path / "data")) == files
+    server = proxy(s3_servers.every_third_fails)
+    assert s3_servers.contents(s3.fetch("s3://bucket/data", tmp_path / "data")) == files
     assert len(server.gets()) > len(files) * 1.3
     assert list((tmp_path / ".data.s3/partial").iterdir()) == []
 
@@ -149,7 +97,7 @@ def test_uploads_survive_such_a_server_too(store, proxy, tmp_path):
     (tmp_path / "data").mkdir()
     for name, content in files.items():
         (tmp_path / "data" / name).write_bytes(content)
-    proxy(every_third_fails)
+    proxy(s3_servers.every_third_fails)
     s3.put(tmp_path / "data", "s3://bucket/up")
     found = store.list_objects_v2(Bucket="bucket", Prefix="up/")["Contents"]
     stored = {row["Key"][3:]: store.get_object(Bucket="bucket", Key=row["Key"])["Body"].read() for row in found}
@@ -169,10 +117,10 @@ def test_a_fetch_that_broke_off_goes_on_where_it_was(store, proxy, tmp_path):
     with pytest.raises(FinetuneError, match="access denied"):
         s3.fetch("s3://bucket/data", tmp_path / "data")
     time.sleep(0.5)  # What was under way may still arrive.
-    had = len(contents(tmp_path / "data"))
+    had = len(s3_servers.contents(tmp_path / "data"))
     assert 50 - client.WORKERS <= had <= 50
     server = proxy()
-    assert contents(s3.fetch("s3://bucket/data", tmp_path / "data")) == files
+    assert s3_servers.contents(s3.fetch("s3://bucket/data", tmp_path / "data")) == files
     assert len(files) - had <= len(server.gets()) <= len(files) - had + client.WORKERS
 
 
@@ -193,7 +141,7 @@ def test_a_fetch_that_was_killed_goes_on_where_it_was(store, proxy, tmp_path):
     child.wait()
     assert len(list((tmp_path / "data").rglob("*.jpg"))) < 120
     server = proxy()
-    assert contents(s3.fetch("s3://bucket/data", tmp_path / "data")) == files
+    assert s3_servers.contents(s3.fetch("s3://bucket/data", tmp_path / "data")) == files
     assert len(server.gets()) <= 110  # At most what came after the last commit is asked for again.
 
 
@@ -257,7 +205,7 @@ def test_the_location_of_one_object_gives_a_file(key, store, tmp_path):
     store.put_object(Bucket="bucket", Key=f"{key}.bak", Body=b"not this")
     file = s3.fetch(f"s3://bucket/{key}", tmp_path / "here")
     assert (file, file.read_bytes()) == (tmp_path / "here/data.csv", b"0,good\n")
-    assert len(contents(tmp_path / "here")) == 1
+    assert len(s3_servers.contents(tmp_path / "here")) == 1
 
 
 def test_a_bucket_that_is_not_there_is_told(store, tmp_path):
@@ -292,12 +240,12 @@ def test_a_result_is_put_in_parts_with_checksums_and_its_model_last(result, stor
     assert str(s3.put(result, "s3://bucket/results/name/output")) == "s3://bucket/results/name/output/"
     found = store.list_objects_v2(Bucket="bucket")["Contents"]
     prefix = "results/name/output/"
-    assert {row["Key"].removeprefix(prefix) for row in found} == set(contents(result))
+    assert {row["Key"].removeprefix(prefix) for row in found} == set(s3_servers.contents(result))
     for row in found:
         stored = store.get_object(Bucket="bucket", Key=row["Key"])["Body"].read()
         assert stored == (result / row["Key"].removeprefix(prefix)).read_bytes()
     of_model = [number for number, request in enumerate(server.requests) if request.path.endswith("model.tar.gz")]
-    assert min(of_model) == len(contents(result)) - 1  # One request for each other file, all before.
+    assert min(of_model) == len(s3_servers.contents(result)) - 1  # One request for each other file, all before.
     puts = [request for request in server.requests if request.method == "PUT"]
     assert len([request for request in puts if "partNumber" in request.query]) == 3
     assert all("x-amz-checksum-sha256" in request.headers for request in puts)
@@ -317,7 +265,7 @@ def test_a_kms_key_goes_with_every_file_and_every_upload_in_parts(result, store,
     s3.put(result, "s3://bucket/results/", kms_key="alias/mine")
     asked = [request for request in server.requests if request.method == "PUT" and "partNumber" not in request.query]
     asked += [request for request in server.requests if "uploads" in request.query]
-    assert len(asked) == len(contents(result))
+    assert len(asked) == len(s3_servers.contents(result))
     for request in asked:
         assert request.headers["x-amz-server-side-encryption"] == "aws:kms"
         assert request.headers["x-amz-server-side-encryption-aws-kms-key-id"] == "alias/mine"

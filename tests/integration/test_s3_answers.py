@@ -339,13 +339,13 @@ def test_two_processes_do_not_write_the_same_folder_at_once(serve, tmp_path, cap
 
     server = serve(answer)
     caplog.set_level(logging.INFO)
-    first = s3.start_fetch("s3://bucket/data/", tmp_path / "data")
+    first = s3.start_mirror("s3://bucket/data/", tmp_path)
     assert busy.wait(20)
-    second = s3.start_fetch("s3://bucket/data/", tmp_path / "data")
+    second = s3.start_mirror("s3://bucket/data/", tmp_path)
     while "waiting for it" not in caplog.text:
         assert not second.done()
     go.set()
-    assert first.result(20) == second.result(20) == tmp_path / "data"
+    assert first.result(20) == second.result(20)
     assert len(server.gets()) == 1
 
 
@@ -357,12 +357,12 @@ def test_a_fetch_that_was_begun_goes_on_beside_other_work(serve, tmp_path):
         return whole(number, request, body)
 
     serve(answer)
-    begun = s3.start_fetch("s3://bucket/data/", tmp_path / "data")
+    begun = s3.start_mirror("s3://bucket/data/", tmp_path)
     assert not begun.done()
     go.set()
     assert (begun.result(20) / "a").read_bytes() == ROSE
-    with pytest.raises(FinetuneError, match="copy of"):
-        s3.start_fetch("s3://bucket/other/", tmp_path / "data").result(20)
+    with pytest.raises(FinetuneError, match="no object of this key"):
+        s3.start_mirror("s3://bucket/other/", tmp_path).result(20)
 
 
 def test_a_process_that_fails_elsewhere_does_not_wait_for_its_download(serve, tmp_path):
@@ -376,9 +376,9 @@ def test_a_process_that_fails_elsewhere_does_not_wait_for_its_download(serve, tm
 
     serve(answer)
     program = (
-        "import sys, pathlib, tf_finetune.s3 as s3; s3.start_fetch(sys.argv[1], pathlib.Path(sys.argv[2])); input()"
+        "import sys, pathlib, tf_finetune.s3 as s3; s3.start_mirror(sys.argv[1], pathlib.Path(sys.argv[2])); input()"
     )
-    command = [sys.executable, "-c", program, "s3://bucket/data/", str(tmp_path / "data")]
+    command = [sys.executable, "-c", program, "s3://bucket/data/", str(tmp_path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, text=True) as child:
         assert busy.wait(20)
         child.communicate("\n", timeout=15)

@@ -562,7 +562,7 @@ def test_an_empty_a_missing_and_no_cache_are_answered(tmp_path, capsys, words, p
     told = capsys.readouterr().out
     if words == ["--json"]:
         limit = None if place == "none" else 10 * 2**30
-        expected = {"place": None if place == "none" else given, "limit": limit, "bytes": 0, "spaces": []}
+        expected = {"place": None if place == "none" else given, "limit": limit, "bytes": 0, "spaces": [], "copies": []}
         assert json.loads(told) == expected
     elif words:
         assert told.startswith("features are not kept" if place == "none" else "removed 0 bytes of features")

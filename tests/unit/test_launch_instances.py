@@ -6,6 +6,7 @@ import pytest
 
 from tf_finetune.errors import UsageError
 from tf_finetune.launch import images, instances, places
+from tf_finetune.s3 import default_data
 
 ENUM = ["ml.g7.2xlarge", "ml.trn1.2xlarge"]
 
@@ -122,5 +123,5 @@ def test_what_is_no_bucket_is_refused(text):
 
 def test_default_data_is_in_the_regions_jumpstart_bucket():
     bucket = "s3://jumpstart-cache-prod-ap-south-1/training-datasets"
-    assert places.default_channel("image", "ap-south-1") == f"{bucket}/tf_flowers/"
-    assert places.default_channel("text", "ap-south-1") == f"{bucket}/SST2/"
+    assert default_data.default_channel("image", "ap-south-1") == f"{bucket}/tf_flowers/"
+    assert default_data.default_channel("text", "ap-south-1") == f"{bucket}/SST2/"

@@ -29,32 +29,44 @@ def train(flags: argparse.Namespace, rest: Sequence[str]) -> int:
         log.info("%s is ignored: %s", name, reason)
     typed = {channel: getattr(flags, channel) for channel in CHANNELS if getattr(flags, channel)}
     channels: dict[str, Any] = {**place.channels, **typed}
-    from tf_finetune import job
+    from tf_finetune import job, s3
+    from tf_finetune.progress import bars
 
-    planned = job.plan(
-        channels,
-        given,
-        output=flags.output,
-        name=flags.model_name or place.job_name,
-        sagemaker_output=(place.model_dir, place.output_data_dir) if place.on_sagemaker else None,
-        replicas=arguments.whole_number("--replicas", flags.replicas),
-        arn=place.job_arn,
-        cache_dir=flags.cache_dir,
-        feature_folder=environment.feature_folder(place),
-        split=flags.split,
-        checkpoints=flags.checkpoints or environment.checkpoint_folder(place),
-    )
+    in_s3 = any(map(s3.is_s3, [*channels.values(), flags.output]))
+    with bars() as progress:
+        planned = job.plan(
+            channels,
+            given,
+            output=flags.output,
+            name=flags.model_name or place.job_name,
+            sagemaker_output=(place.model_dir, place.output_data_dir) if place.on_sagemaker else None,
+            replicas=arguments.whole_number("--replicas", flags.replicas),
+            arn=place.job_arn,
+            cache_dir=flags.cache_dir,
+            feature_folder=environment.feature_folder(place),
+            split=flags.split,
+            checkpoints=flags.checkpoints or environment.checkpoint_folder(place),
+            output_kms_key=flags.output_kms_key,
+            region=s3.client.configured_region() if place.on_sagemaker and in_s3 else None,
+            progress=progress,
+            meanwhile=_import_tensorflow,
+        )
     _tell_result(_run(planned))
     return 0
 
 
 def _run(planned: Any) -> dict[str, Any]:
-    log.info("backbone %s on %s", planned.handle, planned.training)
-    from tf_finetune import devices, pipeline  # noqa: F401  (devices first: it imports TensorFlow without its noise)
+    log.info("backbone %s on %s", planned.handle, planned.places["training"])
+    _import_tensorflow()
+    from tf_finetune import pipeline
     from tf_finetune.progress import bars
 
     with bars() as progress:
         return pipeline.run(planned, progress)
+
+
+def _import_tensorflow() -> None:
+    from tf_finetune import devices, pipeline  # noqa: F401  (devices first: it imports TensorFlow without its noise)
 
 
 def _tell_result(record: dict[str, Any]) -> None:
@@ -74,6 +86,7 @@ def demo(flags: argparse.Namespace, rest: Sequence[str]) -> int:
 
 def predict(flags: argparse.Namespace, rest: Sequence[str]) -> int:
     """Prints an answer for each input, a JSON object a line."""
+    flags.archive = _local(flags.archive)
     _check_existence(flags.archive)
     from tf_finetune import examples
 
@@ -94,6 +107,7 @@ def predict(flags: argparse.Namespace, rest: Sequence[str]) -> int:
 
 def evaluate(flags: argparse.Namespace, rest: Sequence[str]) -> int:
     """Prints the figures of an archive on labelled examples."""
+    flags.archive, flags.channel = _local(flags.archive), _local(flags.channel)
     _check_existence(flags.archive, flags.channel)
     from tf_finetune import examples
 
@@ -108,7 +122,8 @@ def evaluate(flags: argparse.Namespace, rest: Sequence[str]) -> int:
 
 def check(flags: argparse.Namespace, rest: Sequence[str]) -> int:
     """Prints what is wrong with the data."""
-    channels = {name: getattr(flags, name) for name in ("training", "validation", "test")}
+    given_places = {name: getattr(flags, name) for name in ("training", "validation", "test")}
+    channels = {name: place and _local(place) for name, place in given_places.items()}
     _check_existence(*filter(None, channels.values()))
     from tf_finetune import checking, feature_cache, storage
 
@@ -118,6 +133,13 @@ def check(flags: argparse.Namespace, rest: Sequence[str]) -> int:
     _answer_in_utf_8()
     print(text)
     return code
+
+
+def _local(place: str) -> str:
+    """Returns a place on this machine: the place itself, or the copy of one in S3."""
+    from tf_finetune import s3, storage
+
+    return s3.local(place, storage.cache_folder())
 
 
 def _answer_in_utf_8() -> None:
@@ -149,16 +171,20 @@ def backbones(flags: argparse.Namespace, rest: Sequence[str]) -> int:
 
 
 def cache(flags: argparse.Namespace, rest: Sequence[str]) -> int:
-    """Prints what is kept of features, or removes it."""
-    from tf_finetune import feature_cache, storage, tables
+    """Prints what is kept of features and of what lies in S3, or removes it."""
+    from tf_finetune import feature_cache, s3, storage, tables
 
+    held = storage.cache_folder()
     kept = feature_cache.place(flags.cache_dir, environment.feature_folder(environment.read()), storage.cache_folder())
-    if flags.clear and kept.folder is None:
+    if not flags.clear:
+        print(tables.cache_table(kept, flags.json, [] if flags.cache_dir else s3.copies.listing(held)))
+        return 0
+    if kept.folder is None:
         print("features are not kept: there is nothing to remove")
-    elif flags.clear:
-        print(f"removed {feature_cache.clear(kept):,} bytes of features from {kept.folder}")
     else:
-        print(tables.cache_table(kept, flags.json))
+        print(f"removed {feature_cache.clear(kept):,} bytes of features from {kept.folder}")
+    if not flags.cache_dir:
+        print(f"removed {s3.copies.clear(held):,} bytes of copies of S3 from {held / 's3'}")
     return 0
 
 

@@ -73,7 +73,9 @@ def _add_tables(command: Command) -> None:
     backbones = command("backbones", commands.backbones, "list the backbones that are known by name, or show one")
     backbones.add_argument("id", metavar="ID", nargs="?", help="a backbone's id")
     backbones.add_argument("--json", action="store_true", help="print JSON")
-    cache = command("cache", commands.cache, "show the features that are kept between runs, or remove them")
+    cache = command(
+        "cache", commands.cache, "show the features and the copies of S3 that are kept between runs, or remove them"
+    )
     cache.add_argument("--clear", action="store_true", help="remove them")
     cache.add_argument("--cache-dir", "--cache_dir", metavar="PLACE", help="where they are (default: the cache folder)")
     cache.add_argument("--json", action="store_true", help="print JSON")
@@ -94,14 +96,18 @@ def _add_train(added_to: Any) -> None:
     train.set_defaults(run=commands.train)
     places = train.add_argument_group("places")
     meanings = {
-        "training": "folder of class folders of photos, or with data.csv (required; on SageMaker the channel)",
+        "training": "folder of class folders of photos, or with data.csv, here or in S3 (required; on SageMaker the "
+        "channel); default for the user guide's data set",
         "validation": "like training; without it a part of training is kept for validation",
         "test": "like training; scored once, at the end",
         "model": "a pretrained SavedModel: folder or .tar.gz",
     }
     for channel, meaning in meanings.items():
         places.add_argument(f"--{channel}", metavar="CHANNEL", help=meaning)
-    places.add_argument("--output", metavar="LOCATION", help="results go to LOCATION/NAME/output (default: results)")
+    places.add_argument(
+        "--output", metavar="LOCATION", help="results go to LOCATION/NAME/output, here or s3://... (default: results)"
+    )
+    places.add_argument("--output-kms-key", "--output_kms_key", metavar="KEY", help="for results in S3 to be encrypted")
     places.add_argument("--model-name", "--model_name", metavar="NAME", help="default: the training folder's name")
     places.add_argument(
         "--cache-dir", "--cache_dir", metavar="PLACE", help="folder where features are kept between runs, or none"

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
-from tf_finetune import catalog, examples, feature_cache, hyperparameters, storage
+from tf_finetune import catalog, examples, feature_cache, hyperparameters, s3, storage
 from tf_finetune.errors import FinetuneError, UsageError, collector, combined, listed
 from tf_finetune.feature_cache import Place
 from tf_finetune.hyperparameters import Hyperparameters
 from tf_finetune.job import backbones
-from tf_finetune.job.destination import Destination, check_checkpoints, find
+from tf_finetune.job.channels import Progress, brought, located, told_as_given
+from tf_finetune.job.destination import Destination, check_checkpoints, check_remote, find
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +45,7 @@ class Job:
         checkpoints: Folder from which a training goes on that was interrupted, or None.
         split: The split.csv that the user gave back, or None.
         earlier_split: The side of each digest, as the split.csv has it that the user gave back; None without one.
+        places: Where each channel lies, as the user named it: a path, or a location in S3.
     """
 
     task: str
@@ -60,6 +64,13 @@ class Job:
     split: Path | None = None
     earlier_split: Mapping[str, str] | None = None
     checkpoints: Path | None = None
+    places: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def folders(self) -> dict[str, Path]:
+        """The folder of each channel on this machine."""
+        held = {"training": self.training, "validation": self.validation, "test": self.test}
+        return {channel: folder for channel, folder in held.items() if folder}
 
 
 def plan(
@@ -74,13 +85,17 @@ def plan(
     feature_folder: Path | None = None,
     checkpoints: str | os.PathLike[str] | None = None,
     split: str | os.PathLike[str] | None = None,
+    output_kms_key: str | None = None,
+    region: str | None = None,
+    progress: Progress | None = None,
+    meanwhile: Callable[[], None] | None = None,
 ) -> Job:
     """Returns the job, or every reason why it cannot be done.
 
     Args:
-        channels: Folder of each channel: training, and if wanted validation, test and model.
+        channels: Folder or s3:// location of each: training, and if wanted validation, test and model.
         given: The user's hyperparameters, typed or as text.
-        output: Results go to output/name/output/.
+        output: Results go to output/name/output/; a folder or s3://BUCKET/PREFIX.
         name: The job's name; by default that of the training folder.
         sagemaker_output: Model and data folder on SageMaker, used instead when there is no `output`.
         replicas: Devices to train on.
@@ -89,45 +104,47 @@ def plan(
         feature_folder: On SageMaker the folder for features where no other was named.
         checkpoints: Folder from which a training goes on that was interrupted.
         split: The split.csv of an earlier job, whose examples stay where they were.
+        output_kms_key: With which S3 encrypts the results.
+        region: The job's Region on SageMaker, in which all buckets must be; None for buckets anywhere.
+        progress: Is called with a stage, objects done and objects in all, while channels are fetched.
+        meanwhile: Is called while channels are fetched.
 
     Raises:
         FinetuneError: Names all that is wrong.
     """
     problems: list[FinetuneError] = []
     tried = collector(problems)
-    for channel, place in channels.items():
-        if "://" in str(place or ""):
-            problems.append(UsageError(f"{channel} channel {place}: only folders on this machine are supported yet."))
-    folders = {channel: Path(place) for channel, place in channels.items() if place and "://" not in str(place)}
-    task = tried(lambda: _task(folders))
-    values = tried(lambda: hyperparameters.parse(given, task))
-    classes = tried(lambda: examples.check(task, folders["training"])) if task else None
-    if values and classes:
-        tried(lambda: hyperparameters.check_classes(values, classes))
-    for other in [channel for channel in ("validation", "test") if channel in folders]:
-        tried(lambda other=other: examples.check(task or "image", folders[other], other, classes))  # type: ignore[misc]
-    asked = {key: value for key, value in given.items() if hyperparameters.canonical(key) == "backbone"}
-    handle = tried(lambda: backbones.handle_of(hyperparameters.parse(asked), folders.get("model"), task or "image"))
-    card = tried(lambda: backbones.card_of(handle, task)) if handle else None
-    name = tried(lambda: _name(name, folders.get("training")))
+    places = tried(lambda: located(channels, _backbone(given)))
+    name = tried(lambda: _name(name, (places or {}).get("training")))
+    local = [Path(place) for place in (places or {}).values() if not s3.is_s3(place)]
+    destination = tried(lambda: find(output, name or "model", sagemaker_output, local, output_kms_key))
+    tried(lambda: check_checkpoints(checkpoints))
     if replicas is not None and replicas < 1:
         problems.append(UsageError(f"--replicas: expected an integer of 1 or more; received {replicas}"))
-    destination = tried(lambda: find(output, name or "model", sagemaker_output, folders.values()))
-    earlier_split = tried(lambda: _earlier_split(split, folders)) if split else None
-    tried(lambda: check_checkpoints(checkpoints))
     kept = tried(lambda: feature_cache.place(cache_dir, feature_folder, storage.cache_folder()))
-    if (
-        problems
-        or task is None
-        or values is None
-        or destination is None
-        or name is None
-        or handle is None
-        or kept is None
-    ):
+    is_remote = any(map(s3.is_s3, (places or {}).values()))
+    if is_remote:
+        tried(lambda: hyperparameters.parse(given))
+    if destination and not problems:
+        tried(lambda: check_remote(destination, region))
+    if is_remote and problems:  # Told before anything is fetched.
         raise combined(problems)
-    brought = (card.defaults, card.whole_defaults) if card else ({}, {})
-    settings, sources = hyperparameters.resolve(values, *brought, task)
+    folders = brought(places or {}, storage.cache_folder(), region, progress, meanwhile)
+    with told_as_given(places or {}, folders):
+        task, values, handle, card = _understood(folders, given, tried, is_complete=places is not None)
+        earlier_split = tried(lambda: _earlier_split(split, folders)) if split else None
+        if (
+            problems
+            or task is None
+            or values is None
+            or destination is None
+            or name is None
+            or handle is None
+            or kept is None
+        ):
+            raise combined(problems)
+    of_card = (card.defaults, card.whole_defaults) if card else ({}, {})
+    settings, sources = hyperparameters.resolve(values, *of_card, task)
     return Job(
         task=task,
         training=folders["training"],
@@ -145,7 +162,39 @@ def plan(
         split=Path(split) if split else None,
         earlier_split=earlier_split,
         checkpoints=Path(checkpoints).absolute() if checkpoints else None,
+        places=places or {},
     )
+
+
+def _understood(
+    folders: Mapping[str, Path],
+    given: Mapping[str, object],
+    tried: Callable[[Callable[[], Any]], Any],
+    is_complete: bool,
+) -> tuple[str | None, dict[str, Any] | None, str | None, catalog.Card | None]:
+    """Returns the task, the hyperparameters that were given, the backbone's handle and its card, where it has one.
+
+    Args:
+        folders: Of each channel.
+        given: As `plan` takes it.
+        tried: Collects what is wrong; what cannot be told is None.
+        is_complete: Whether these are all channels, so that one that is missing is told.
+    """
+    task = tried(lambda: _task(folders)) if folders or is_complete else None
+    values = tried(lambda: hyperparameters.parse(given, task))
+    classes = tried(lambda: examples.check(task, folders["training"])) if task else None
+    if values and classes:
+        tried(lambda: hyperparameters.check_classes(values, classes))
+    for other in [channel for channel in ("validation", "test") if channel in folders]:
+        tried(functools.partial(examples.check, task or "image", folders[other], other, classes))
+    asked = {key: value for key, value in given.items() if hyperparameters.canonical(key) == "backbone"}
+    handle = tried(lambda: backbones.handle_of(hyperparameters.parse(asked), folders.get("model"), task or "image"))
+    return task, values, handle, tried(lambda: backbones.card_of(handle, task)) if handle else None
+
+
+def _backbone(given: Mapping[str, object]) -> str:
+    """Returns what was given as backbone, or nothing."""
+    return str(next((value for key, value in given.items() if hyperparameters.canonical(key) == "backbone"), ""))
 
 
 def warn_of_settings_without_effect(job: Job) -> list[str]:
@@ -178,9 +227,10 @@ def _earlier_split(file: str | os.PathLike[str], folders: Mapping[str, Path]) ->
     return examples.read_split(Path(file))
 
 
-def _name(name: str | None, training: Path | None) -> str:
+def _name(name: str | None, training: str | None) -> str:
     if name is None:
-        stem = re.sub(r"[^A-Za-z0-9-]+", "-", training.absolute().name if training else "").strip("-")
+        last = s3.parse(training or "").name if s3.is_s3(training) else Path(training or "").absolute().name
+        stem = re.sub(r"[^A-Za-z0-9-]+", "-", last if training else "").strip("-")
         return stem[:63] or "model"
     if not NAME_PATTERN.fullmatch(name):
         raise UsageError(

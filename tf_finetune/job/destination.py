@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from tf_finetune.errors import UsageError
+from tf_finetune import s3, storage
+from tf_finetune.errors import FinetuneError, UsageError, listed
 
 DEFAULT_OUTPUT = "results"
 
@@ -21,11 +23,33 @@ class Destination:
         archive: Path of model.tar.gz; None on SageMaker, which packs model_dir itself.
         model_dir: Folder of the unpacked archive on SageMaker; else None.
         data: Folder of report and predictions.
+        remote: Where they are put in S3, s3://BUCKET/PREFIX/NAME/output/; `archive` and `data` are then where they lie
+            until that is done. None for results on this machine.
+        kms_key: With which S3 encrypts them; None leaves it to the bucket.
     """
 
     archive: Path | None
     model_dir: Path | None
     data: Path
+    remote: s3.Location | None = None
+    kms_key: str | None = None
+
+    @property
+    def artifact(self) -> str:
+        """The model, as a user finds it: model.tar.gz, or on SageMaker the folder that becomes it."""
+        return f"{self.remote}model.tar.gz" if self.remote else str(self.archive or self.model_dir)
+
+    @property
+    def report(self) -> str:
+        """The report, as a user finds it."""
+        return f"{self.remote}data/report.html" if self.remote else str(self.data / "report.html")
+
+    @property
+    def output(self) -> str | None:
+        """What --output was; None on SageMaker."""
+        if self.remote:
+            return self.artifact.rsplit("/", 3)[0]
+        return str(self.archive.parents[2]) if self.archive else None
 
 
 def find(
@@ -33,15 +57,22 @@ def find(
     name: str,
     sagemaker_output: tuple[Path, Path] | None,
     channels: Iterable[Path],
+    kms_key: str | None = None,
 ) -> Destination:
-    """Returns where results go, having tried that it can be written to."""
+    """Returns where results go, having tried that it can be written to; S3 is not asked yet, see `check_remote`."""
+    if kms_key and not s3.is_s3(output):
+        raise UsageError(
+            f"--output-kms-key {kms_key}: expected --output s3://BUCKET/PREFIX with it; received {output}."
+        )
     if output is None and sagemaker_output is not None:
         model_dir, data = sagemaker_output
         for folder in (model_dir, data):
             _check_writable(folder)
         return Destination(None, model_dir, data)
-    if str(output or "").startswith(("s3://", "https://", "http://")):
-        raise UsageError(f"--output {output}: only folders are supported yet.")
+    if s3.is_s3(output):
+        return _in_s3(str(output), name, kms_key)
+    if "://" in str(output or ""):
+        raise UsageError(f"--output {output}: expected a folder, or s3://BUCKET/PREFIX.")
     output = output or DEFAULT_OUTPUT
     place = Path(output).absolute() / name / "output"
     real = Path(os.path.realpath(place))
@@ -64,6 +95,42 @@ def find(
             "--model-name."
         )
     return Destination(place / "model.tar.gz", None, place / "data")
+
+
+def _in_s3(output: str, name: str, kms_key: str | None) -> Destination:
+    try:
+        remote = s3.joined(output, name, "output/")
+    except UsageError as error:
+        raise UsageError(f"--output: {error}") from None
+    told = hashlib.sha256(str(remote).encode()).hexdigest()[:16]
+    place = storage.cache_folder() / "results" / told / name / "output"  # Until it is put there.
+    _check_writable(place)
+    return Destination(place / "model.tar.gz", None, place / "data", remote, kms_key)
+
+
+def check_remote(destination: Destination, region: str | None = None) -> None:
+    """Asks S3 whether results may be put there, so that no training is lost; leaves nothing behind.
+
+    Args:
+        destination: Of any kind.
+        region: The job's Region, in which the bucket must then be.
+
+    Raises:
+        FinetuneError: They may not, or something else than an earlier result lies there.
+    """
+    where = destination.remote
+    if where is None:
+        return
+    try:
+        keys = s3.check_writable(where, destination.kms_key, region)
+    except FinetuneError as error:
+        raise type(error)(f"--output: {error}") from None
+    if keys and f"{where.prefix}model.tar.gz" not in keys:
+        names = [key.removeprefix(where.prefix) for key in keys]
+        raise UsageError(
+            f"--output {destination.output}: {where} holds something else than an earlier result: {listed(names)}. "
+            "Give another --output or --model-name."
+        )
 
 
 def check_checkpoints(folder: str | os.PathLike[str] | None) -> None:

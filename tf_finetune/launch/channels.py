@@ -11,9 +11,9 @@ from tf_finetune import catalog, examples
 from tf_finetune.errors import UsageError, listed
 from tf_finetune.launch import places
 from tf_finetune.s3 import Location
+from tf_finetune.s3.default_data import DEFAULT, default_channel
 
 NAMES = ("training", "validation", "test", "model")
-DEFAULT = "default"  # As --training: the user guide's data set.
 MODEL_TYPE = "application/x-sagemaker-model"
 ARCHIVES = (".tar.gz", ".tgz", ".tar")
 
@@ -57,7 +57,7 @@ def find(asked: Mapping[str, str], backbone: str, region: str) -> tuple[tuple[Ch
     found = []
     for name, text in asked.items():
         if name not in local:
-            url = places.default_channel(task or "image", region) if text == DEFAULT else text
+            url = default_channel(task or "image", region) if text == DEFAULT else text
             found.append(Channel(name, places.as_channel(places.parse(f"--{name}", url))))
             continue
         if name in ("validation", "test") and task:

@@ -1,4 +1,4 @@
-"""Where things lie in S3, and the user guide's default data sets."""
+"""Where things lie in S3, as SageMaker wants them written."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from tf_finetune import s3
 from tf_finetune.errors import UsageError
 from tf_finetune.s3 import Location
 
-DEFAULT_DATA = {"image": "tf_flowers", "text": "SST2"}
 FILE_ENDINGS = (".csv", ".csv.gz", ".tar.gz", ".tgz", ".tar")
 
 
@@ -38,16 +37,3 @@ def as_channel(place: Location) -> Location:
     ('s3://b/flowers/', 's3://b/data.csv')
     """
     return place if place.key.lower().endswith(FILE_ENDINGS) else Location(place.bucket, place.prefix)
-
-
-def default_channel(task: str, region: str) -> str:
-    """Returns the user guide's default data set of a task, in the Region's JumpStart bucket.
-
-    Args:
-        task: "image" or "text".
-        region: An AWS Region.
-
-    >>> default_channel("image", "eu-west-1")
-    's3://jumpstart-cache-prod-eu-west-1/training-datasets/tf_flowers/'
-    """
-    return f"s3://jumpstart-cache-prod-{region}/training-datasets/{DEFAULT_DATA[task]}/"

@@ -15,7 +15,7 @@ from tf_finetune.errors import FinetuneError, UsageError, collector, combined
 from tf_finetune.launch import channels, images, instances, limits, places, settings
 from tf_finetune.launch.channels import Channel
 from tf_finetune.launch.defaults import ROLE, Defaults
-from tf_finetune.s3 import Location
+from tf_finetune.s3 import Location, default_data
 
 log = logging.getLogger(__name__)
 
@@ -191,8 +191,8 @@ def _name(given: str | None, asked: Mapping[str, str], task: str | None) -> str:
     training = asked.get("training", "")
     if given:
         text = given
-    elif training == channels.DEFAULT:
-        text = places.DEFAULT_DATA[task or "image"]
+    elif training == default_data.DEFAULT:
+        text = default_data.DATA_SETS[task or "image"]
     else:
         text = os.path.basename(training.rstrip("/") if "://" in training else os.path.abspath(training))
     name = valid_name(text)

@@ -50,7 +50,8 @@ def run(planned: Job, progress: Progress | None = None) -> dict[str, Any]:
     Raises:
         FinetuneError: Something the user can mend. Nothing is written then.
     """
-    with tempfile.TemporaryDirectory(prefix="tf-finetune-") as scratch:
+    named = job.told_as_given(planned.places, planned.folders)
+    with named, tempfile.TemporaryDirectory(prefix="tf-finetune-") as scratch:
         return _run(planned, Path(scratch), progress)
 
 

@@ -25,7 +25,6 @@ def describe(
 ) -> dict[str, Any]:
     """Returns the record of report.json, but for seconds and parity, which are known last."""
     parent = planned.card.id if planned.card else planned.handle
-    artifact = planned.destination.archive or planned.destination.model_dir
     return {
         "task": planned.task,
         "backbone": parent,
@@ -44,8 +43,8 @@ def describe(
             "name": planned.name,
             "arn": planned.arn,
             "training_seconds": None,
-            "model_artifact": str(artifact),
-            "report": str(planned.destination.data / "report.html"),
+            "model_artifact": planned.destination.artifact,
+            "report": planned.destination.report,
         },
         "versions": export.versions(),
     }
@@ -62,17 +61,17 @@ def shown_doubts(
 def command_of(planned: Job) -> str:
     """Returns the command that does the job once more: what the user chose, quoted for a shell."""
     words = ["tf-finetune", "train"]
-    for name in ("training", "validation", "test"):
-        place = getattr(planned, name)
-        words += [f"--{name}", str(place)] if place else []
+    for name, folder in planned.folders.items():
+        words += [f"--{name}", planned.places.get(name, str(folder))]
     chosen = {name: value for name, value in planned.settings.model_dump().items() if planned.sources[name] == "user"}
     for name, value in {**chosen, "backbone": planned.handle}.items():
         words += [f"--{name.replace('_', '-')}", str(value)]
     words += ["--split", str(planned.split)] if planned.split else []
     words += ["--checkpoints", str(planned.checkpoints)] if planned.checkpoints else []
     words += ["--replicas", str(planned.replicas)] if planned.replicas else []
-    archive = planned.destination.archive
-    words += ["--output", str(archive.parents[2])] if archive else []
+    output, key = planned.destination.output, planned.destination.kms_key
+    words += ["--output", output] if output else []
+    words += ["--output-kms-key", key] if key else []
     return shlex.join([*words, "--model-name", planned.name])
 
 

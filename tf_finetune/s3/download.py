@@ -16,7 +16,7 @@ from typing import Any
 
 from tf_finetune.errors import DataError, FinetuneError, UsageError, listed
 from tf_finetune.s3 import buckets, client, failures, manifest, pieces, pool
-from tf_finetune.s3.locations import Location, parse, problem_of
+from tf_finetune.s3.locations import Location, is_s3, parse, problem_of
 from tf_finetune.s3.manifest import Entry, Held
 from tf_finetune.s3.pieces import Piece
 
@@ -37,16 +37,21 @@ def mirror(place: str | Location, cache: Path, region: str | None = None, progre
     return fetch(where, _cached(where, cache), region, progress)
 
 
+def local(place: str | os.PathLike[str], cache: Path) -> str:
+    """Returns a place of this machine as it is, or the local copy of a location in S3; see `mirror`."""
+    return str(mirror(os.fspath(place), cache)) if is_s3(place) else os.fspath(place)
+
+
 def _cached(where: Location, cache: Path) -> Path:
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
     told = f"{endpoint} {where.bucket} {where.prefix}"
     return cache / "s3" / hashlib.sha256(told.encode()).hexdigest()[:16] / where.name
 
 
-def start_fetch(
-    place: str | Location, folder: Path, region: str | None = None, progress: Progress | None = None
+def start_mirror(
+    place: str | Location, cache: Path, region: str | None = None, progress: Progress | None = None
 ) -> Future[Path]:
-    """Begins `fetch` in a thread of its own, and returns at once; the future's result is what `fetch` returns.
+    """Begins `mirror` in a thread of its own, and returns at once; the future's result is what `mirror` returns.
 
     The thread ends with the process, so a job that fails meanwhile need not wait for it.
     """
@@ -54,7 +59,7 @@ def start_fetch(
 
     def run() -> None:
         try:
-            future.set_result(fetch(where, folder, region, progress))
+            future.set_result(mirror(where, cache, region, progress))
         except BaseException as error:
             future.set_exception(error)
 
@@ -101,7 +106,7 @@ def _single(service: Any, where: Location) -> Entry | None:
     try:  # The key itself comes first among all that begin with it.
         answer = service.list_objects_v2(Bucket=where.bucket, Prefix=where.key, MaxKeys=1)
     except ClientError as error:
-        if failures.code_of(error) not in {"AccessDenied", "403"}:
+        if failures.code_of(error) not in failures.DENIED:
             raise
         return _readable_object(service, where, error)  # One may be allowed to read an object and not to list.
     found = answer.get("Contents", [])

@@ -18,6 +18,7 @@ class CutShortError(Exception):
 
 
 _ELSEWHERE = {"PermanentRedirect", "301", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"}
+DENIED = {"AccessDenied", "403", "AllAccessDisabled", "AccessDeniedException"}
 _BUSY = {"SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded", "RequestTimeout", "InternalError"}
 _BUSY |= {"ServiceUnavailable", "TooManyRequestsException", "BandwidthLimitExceeded", "429", "500", "502", "503", "504"}
 
@@ -47,7 +48,7 @@ _BY_CODE = {
     **dict.fromkeys(("PreconditionFailed", "412"), _CHANGED),
     **dict.fromkeys(("ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired"), _EXPIRED),
     "InvalidToken": _EXPIRED,
-    **dict.fromkeys(("AccessDenied", "403", "AllAccessDisabled", "AccessDeniedException"), _DENIED),
+    **dict.fromkeys(DENIED, _DENIED),
 }
 _FLAGS_FAULT = {"NoSuchBucket", "NoSuchKey", "404", "InvalidBucketName"}
 

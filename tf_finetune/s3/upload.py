@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import logging
 import mimetypes
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from tf_finetune.errors import UsageError
-from tf_finetune.s3 import buckets, client
+from tf_finetune.s3 import buckets, client, failures
 from tf_finetune.s3.locations import LONGEST_KEY, Location, parse
 
 log = logging.getLogger(__name__)
@@ -55,6 +56,63 @@ def put(
     return target
 
 
+def check_writable(place: str | Location, kms_key: str | None = None, region: str | None = None) -> list[str]:
+    """Tries whether files may be put below a prefix, by an upload that is begun and not ended; nothing comes of it.
+
+    Args:
+        place: The prefix.
+        kms_key: As in `put`.
+        region: As in `put`.
+
+    Returns:
+        The keys of up to 1,000 objects that lie there; none where the credentials do not allow to list them.
+
+    Raises:
+        FinetuneError: What is wrong, in one message.
+    """
+    from botocore.exceptions import ClientError
+
+    where = parse(place)
+    with client.connected(where) as service:
+        if region is not None:
+            buckets.check(service, where, region)
+        asked = {"Bucket": where.bucket, "Key": where.prefix + LAST}
+        begun = service.create_multipart_upload(**asked, **_encryption(kms_key))
+        with contextlib.suppress(ClientError):  # Whoever may put need not be allowed to abort.
+            service.abort_multipart_upload(**asked, UploadId=begun["UploadId"])
+        try:
+            answer = service.list_objects_v2(Bucket=where.bucket, Prefix=where.prefix)
+        except ClientError as error:
+            if failures.code_of(error) not in failures.DENIED:
+                raise
+            return []
+    return [found["Key"] for found in answer.get("Contents", [])]
+
+
+def remove(place: str | Location, names: Sequence[str]) -> None:
+    """Removes objects below a prefix, those that are there, as far as the credentials allow.
+
+    Args:
+        place: The prefix.
+        names: The rest of each key; up to 1,000.
+
+    Raises:
+        FinetuneError: S3 cannot be reached, or refuses for another reason than that it is not allowed.
+    """
+    where = parse(place)
+    if not names:
+        return
+    with client.connected(where) as service:
+        keys = [{"Key": where.prefix + name} for name in names]
+        answer = service.delete_objects(Bucket=where.bucket, Delete={"Objects": keys, "Quiet": True})
+    for refused in answer.get("Errors", []):
+        log.warning("s3://%s/%s is of an earlier result and could not be removed", where.bucket, refused.get("Key"))
+
+
+def _encryption(kms_key: str | None) -> dict[str, str]:
+    return {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": kms_key} if kms_key else {}
+
+
 def _files(folder: Path) -> Iterator[Path]:
     """Yields all files below a folder in the order of their names; the model's archive last."""
     last = []
@@ -70,7 +128,6 @@ def _files(folder: Path) -> Iterator[Path]:
 
 def _send(service: Any, bucket: str, files: Iterator[tuple[Path, str]], kms_key: str | None) -> int:
     """Sends all files, and returns how many; if one fails, the manager cancels the others when its block ends."""
-    encryption = {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": kms_key} if kms_key else {}
     under_way: collections.deque[Any] = collections.deque()
     count = 0
     with client.transfers(service) as manager:
@@ -79,7 +136,7 @@ def _send(service: Any, bucket: str, files: Iterator[tuple[Path, str]], kms_key:
             while under_way and (file.name == LAST or len(under_way) >= LEAD):
                 under_way.popleft().result()
             kind = mimetypes.guess_type(file.name)[0] or "application/octet-stream"
-            extra = {"ChecksumAlgorithm": CHECKSUM, "ContentType": kind, **encryption}
+            extra = {"ChecksumAlgorithm": CHECKSUM, "ContentType": kind, **_encryption(kms_key)}
             under_way.append(manager.upload(str(file), bucket, _checked(key, file), extra))
         while under_way:
             under_way.popleft().result()
