@@ -22,7 +22,10 @@ log = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def _without_noise() -> Iterator[None]:
-    """Holds back what is written to the standard-error descriptor, and gives it out only if the body fails."""
+    """Holds back what is written to the standard-error descriptor, and gives it out only if the body fails.
+
+    What Python itself writes comes through: other threads may log meanwhile.
+    """
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = os.environ.get("TF_FINETUNE_TF_LOG_LEVEL", "3")
     os.environ["KERAS_BACKEND"] = "tensorflow"
     try:
@@ -34,13 +37,18 @@ def _without_noise() -> Iterator[None]:
     with tempfile.TemporaryFile() as held:
         sys.__stderr__.flush()  # type: ignore[union-attr]
         os.dup2(held.fileno(), descriptor)
-        failed = False
+        python, failed = sys.stderr, False
+        if python is sys.__stderr__:
+            sys.stderr = os.fdopen(os.dup(kept), "w", buffering=1, encoding="utf-8", errors="backslashreplace")
         try:
             yield
         except Exception:
             failed = True
             raise
         finally:
+            if python is sys.__stderr__:
+                sys.stderr.close()
+                sys.stderr = python
             os.dup2(kept, descriptor)
             os.close(kept)
             if failed:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 import re
+import sys
 import tarfile
 import threading
 from pathlib import Path
@@ -14,7 +16,7 @@ import pytest
 
 import tf_finetune
 from tests import builders, s3_servers
-from tf_finetune import cli, job, pipeline, s3
+from tf_finetune import cli, devices, job, pipeline, s3
 from tf_finetune.errors import DataError, ExportError, FinetuneError, UsageError
 
 SETTINGS = {"epochs": 2, "learning_rate": 0.5, "optimizer": "sgd", "batch_size": 8, "validation_split_ratio": 0.25}
@@ -160,6 +162,11 @@ def test_a_result_that_s3_does_not_take_lies_whole_on_this_machine(quick, bucket
         ({"training": "gs://bucket/x"}, UsageError, "training channel gs://bucket/x: expected a folder on this mach"),
         ({"output": "s3://B"}, UsageError, "--output: s3://B: 'B' is not the name of a bucket"),
         ({"output": "results", "output_kms_key": "k"}, UsageError, "--output-kms-key k: expected --output s3://"),
+        (
+            {"training": "s3://bucket/data", "output": "s3://bucket/", "name": "data"},
+            UsageError,
+            "--output s3://bucket/: results in s3://bucket/data/output/ would lie inside the channel s3://bucket/data ",
+        ),
         ({"checkpoints": "s3://bucket/c"}, UsageError, "--checkpoints: expected a folder on this machine"),
     ],
 )
@@ -246,6 +253,15 @@ def test_what_needs_no_data_is_done_while_all_channels_are_fetched(bucket, proxy
     assert (Path(planned.handle) / "saved_model.pb").is_file()
     assert planned.name == "photos"
     assert planned.places == channels
+
+
+def test_while_tensorflow_is_imported_the_logs_lines_come_through_and_its_noise_does_not(capfd, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", sys.__stderr__)
+    with devices._without_noise():
+        print("fetching", file=sys.stderr)
+        os.write(2, b"noise")
+    print("after", file=sys.stderr)
+    assert capfd.readouterr().err == "fetching\nafter\n"
 
 
 def test_on_sagemaker_a_bucket_must_be_in_the_jobs_region(bucket, mean_backbone):

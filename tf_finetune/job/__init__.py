@@ -116,8 +116,9 @@ def plan(
     tried = collector(problems)
     places = tried(lambda: located(channels, _backbone(given)))
     name = tried(lambda: _name(name, (places or {}).get("training")))
-    local = [Path(place) for place in (places or {}).values() if not s3.is_s3(place)]
-    destination = tried(lambda: find(output, name or "model", sagemaker_output, local, output_kms_key))
+    destination = tried(
+        lambda: find(output, name or "model", sagemaker_output, (places or {}).values(), output_kms_key)
+    )
     tried(lambda: check_checkpoints(checkpoints))
     if replicas is not None and replicas < 1:
         problems.append(UsageError(f"--replicas: expected an integer of 1 or more; received {replicas}"))

@@ -56,7 +56,7 @@ def find(
     output: str | os.PathLike[str] | None,
     name: str,
     sagemaker_output: tuple[Path, Path] | None,
-    channels: Iterable[Path],
+    channels: Iterable[str],
     kms_key: str | None = None,
 ) -> Destination:
     """Returns where results go, having tried that it can be written to; S3 is not asked yet, see `check_remote`."""
@@ -70,7 +70,7 @@ def find(
             _check_writable(folder)
         return Destination(None, model_dir, data)
     if s3.is_s3(output):
-        return _in_s3(str(output), name, kms_key)
+        return _in_s3(str(output), name, channels, kms_key)
     if "://" in str(output or ""):
         raise UsageError(f"--output {output}: expected a folder, or s3://BUCKET/PREFIX.")
     output = output or DEFAULT_OUTPUT
@@ -97,11 +97,18 @@ def find(
     return Destination(place / "model.tar.gz", None, place / "data")
 
 
-def _in_s3(output: str, name: str, kms_key: str | None) -> Destination:
+def _in_s3(output: str, name: str, channels: Iterable[str], kms_key: str | None) -> Destination:
     try:
         remote = s3.joined(output, name, "output/")
     except UsageError as error:
         raise UsageError(f"--output: {error}") from None
+    for channel in filter(s3.is_s3, channels):
+        source = s3.parse(channel)
+        if source.bucket == remote.bucket and remote.prefix.startswith(source.prefix):
+            raise UsageError(
+                f"--output {output}: results in {remote} would lie inside the channel {channel} and become its data. "
+                "Give another --output or --model-name."
+            )
     told = hashlib.sha256(str(remote).encode()).hexdigest()[:16]
     place = storage.cache_folder() / "results" / told / name / "output"  # Until it is put there.
     _check_writable(place)
