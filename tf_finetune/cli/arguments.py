@@ -13,6 +13,7 @@ from tf_finetune.errors import UsageError
 
 log = logging.getLogger(__name__)
 
+MOST_MILLISECONDS = 10_000
 BARE = "\0"  # A flag without a value; it cannot come from a shell.
 
 
@@ -78,11 +79,28 @@ def _pairs(words: Sequence[str]) -> dict[str, str]:
     return pairs
 
 
-def whole_number(flag: str, value: str | None) -> int | None:
+def whole_number(flag: str, value: str | None, least: int | None = None) -> int | None:
     """Returns a flag's value as an integer, or None where it was not given."""
     if value is None:
         return None
     try:
-        return int(value)
+        number = int(value)
+        if least is not None and number < least:
+            raise ValueError
+        return number
     except ValueError:
-        raise UsageError(f"{flag}: expected an integer of 1 or more; received {value!r}.") from None
+        wanted = 1 if least is None else least
+        raise UsageError(f"{flag}: expected an integer of {wanted} or more; received {value!r}.") from None
+
+
+def milliseconds(flag: str, value: str) -> float:
+    """Returns a flag's value, a number of milliseconds, in seconds."""
+    try:
+        number = float(value)
+        if not 0 <= number <= MOST_MILLISECONDS:
+            raise ValueError
+        return number / 1000
+    except ValueError:
+        raise UsageError(
+            f"{flag}: expected milliseconds from 0 to {MOST_MILLISECONDS:,}; received {value!r}."
+        ) from None

@@ -120,6 +120,34 @@ def evaluate(flags: argparse.Namespace, rest: Sequence[str]) -> int:
     return 0
 
 
+def serve(flags: argparse.Namespace, rest: Sequence[str]) -> int:
+    """Serves an archive over HTTP until it is told to end."""
+    from tf_finetune import serving
+    from tf_finetune.serving import records
+
+    given = {**records.of_environment(), **_limits_of(flags)}
+    serving.check_installed()
+    flags.archive = _local(flags.archive)
+    _check_existence(flags.archive)
+    _task_of(flags.archive)
+    from tf_finetune import predictor
+
+    model = predictor.load(flags.archive, flags.trust_backbone)
+    serving.run(model, records.Settings(**given), lambda address: log.info("serving %s at %s", flags.archive, address))
+    return 0
+
+
+def _limits_of(flags: argparse.Namespace) -> dict[str, Any]:
+    numbers = {
+        name: arguments.whole_number(f"--{name.replace('_', '-')}", getattr(flags, name), least)
+        for name, least in (("port", 0), ("max_batch", 1))
+    }
+    found: dict[str, Any] = {name: value for name, value in numbers.items() if value is not None}
+    if flags.max_delay is not None:
+        found["max_delay"] = arguments.milliseconds("--max-delay", flags.max_delay)
+    return {**found, "host": flags.host}
+
+
 def check(flags: argparse.Namespace, rest: Sequence[str]) -> int:
     """Prints what is wrong with the data."""
     given_places = {name: getattr(flags, name) for name in ("training", "validation", "test")}

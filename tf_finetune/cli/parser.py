@@ -51,7 +51,13 @@ def _add_answering(command: Command) -> None:
     evaluate = command("evaluate", commands.evaluate, "print an archive's figures on labelled photos or texts, as JSON")
     evaluate.add_argument("archive", metavar="ARCHIVE", help="model.tar.gz, or the folder that it was unpacked to")
     evaluate.add_argument("channel", metavar="CHANNEL", help="folder of class folders, or with data.csv")
-    for asked in (predict, evaluate):
+    serve = command("serve", commands.serve, "answer over HTTP as SageMaker's endpoints do, with a page to try it")
+    serve.add_argument("archive", metavar="ARCHIVE", help="model.tar.gz, or the folder that it was unpacked to")
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
+    serve.add_argument("--port", metavar="N", help="default: SAGEMAKER_BIND_TO_PORT, else 8080; 0 is a free one")
+    serve.add_argument("--max-batch", "--max_batch", metavar="N", help="examples answered at once (default: 32)")
+    serve.add_argument("--max-delay", "--max_delay", metavar="MS", help="to wait for others, if any come (default: 5)")
+    for asked in (predict, evaluate, serve):
         asked.add_argument("--trust-backbone", "--trust_backbone", action="store_true", help="as in train")
 
 
