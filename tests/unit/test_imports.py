@@ -36,7 +36,10 @@ SIDEWAYS = {
     ("results", "inspection"),
 }
 WITHOUT_TENSORFLOW = (
-    LEVELS[0] | LEVELS[1] | LEVELS[5] | {"job", "tables", "results", "demo", "inspection", "checking", "launch", "serving"}
+    LEVELS[0]
+    | LEVELS[1]
+    | LEVELS[5]
+    | {"job", "tables", "results", "demo", "inspection", "checking", "launch", "serving"}
 )
 TENSORFLOW = {"tensorflow", "keras", "tensorflow_hub", "tensorflow_text", "keras_hub", "tf_keras"}
 SLOW = {
