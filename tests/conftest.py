@@ -12,6 +12,7 @@ from tf_finetune import storage
 
 DEFAULT_DATA = Path(__file__).parents[2] / "shared" / "data"
 FOREIGN = ("SAGEMAKER_BASE_DIR", "TRAINING_JOB_NAME", "TRAINING_JOB_ARN", "TF_FINETUNE_CACHE_GIB")
+FOREIGN += ("TF_FINETUNE_MIRROR", "TF_FINETUNE_OFFLINE", "TFHUB_CACHE_DIR", "KAGGLEHUB_CACHE")
 
 
 @pytest.fixture(autouse=True)

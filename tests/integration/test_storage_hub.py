@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import http.server
-import io
 import os
 import socket
 import subprocess
 import sys
 import tarfile
-import threading
-import urllib.parse
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,59 +17,10 @@ import tensorflow as tf
 
 from tf_finetune import storage
 from tf_finetune.errors import MESSAGE_LIMIT, BackboneError, FinetuneError, UsageError
+from tf_finetune.storage import failures
+from tests.hub_servers import Answer, Server, packed, running
 
 COMPRESSED = {"tf-hub-format": ["compressed"]}
-
-
-class Server(http.server.ThreadingHTTPServer):
-    """Answers each path with its status and body; writes down what was asked."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.answers: dict[str, tuple[int, bytes]] = {}
-        self.asked: list[tuple[str, dict[str, list[str]]]] = []
-        self.over = threading.Event()
-
-    def url(self, path: str, scheme: str = "http") -> str:
-        return f"{scheme}://127.0.0.1:{self.server_port}{path}"
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        """Keeps quiet: some of these tests are about broken connections."""
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    server: Server
-
-    def do_GET(self) -> None:
-        parts = urllib.parse.urlsplit(self.path)
-        self.server.asked.append((parts.path, urllib.parse.parse_qs(parts.query)))
-        if parts.path == "/silent":
-            self.server.over.wait(30)
-            return
-        status, body = self.server.answers.get(parts.path, (404, b"no such module"))
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
-@contextlib.contextmanager
-def running() -> Iterator[Server]:
-    server = Server()
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.over.set()
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 @pytest.fixture
@@ -92,14 +38,13 @@ def module_tarball(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     module.__call__ = tf.function(lambda x: 2.0 * x, input_signature=[tf.TensorSpec([None], tf.float32)])
     folder = tmp_path_factory.mktemp("doubling")
     tf.saved_model.save(module, str(folder))
-    return packed(lambda opened: opened.add(folder, "."))
-
-
-def packed(fill) -> bytes:
-    stream = io.BytesIO()
-    with tarfile.open(fileobj=stream, mode="w:gz") as opened:
-        fill(opened)
-    return stream.getvalue()
+    members: dict[str, bytes | tarfile.TarInfo] = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        members[name] = path.read_bytes() if path.is_file() else tarfile.TarInfo(name)
+        if path.is_dir():  # tensorflow_hub makes no folder that the tarball does not name.
+            members[name].type = tarfile.DIRTYPE
+    return packed(members)
 
 
 def message_of(handle: str, cache: Path) -> str:
@@ -115,24 +60,24 @@ def message_of(handle: str, cache: Path) -> str:
 
 
 def test_a_url_is_resolved_and_its_model_answers(server, module_tarball, tmp_path):
-    server.answers["/doubling/1"] = (200, module_tarball)
+    server.answers["/doubling/1"] = Answer(200, module_tarball)
     folder = storage.resolve_backbone(server.url("/doubling/1"), tmp_path)
     assert server.asked == [("/doubling/1", COMPRESSED)]
-    assert folder.parent == tmp_path / "backbones" / "tfhub"
+    assert folder.is_relative_to(tmp_path / "backbones" / "remote")
     assert tf.saved_model.load(str(folder))(tf.constant([1.5])).numpy() == [3.0]
 
 
 def test_a_resolved_url_needs_no_server_any_more(module_tarball, tmp_path, monkeypatch):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     with running() as server:
-        server.answers["/doubling/1"] = (200, module_tarball)
+        server.answers["/doubling/1"] = Answer(200, module_tarball)
         url = server.url("/doubling/1")
         first = storage.resolve_backbone(url, tmp_path)
     assert storage.resolve_backbone(url, tmp_path) == first
 
 
 def test_the_users_hub_cache_is_used_and_the_process_is_left_as_it_was(server, module_tarball, tmp_path, monkeypatch):
-    server.answers["/doubling/1"] = (200, module_tarball)
+    server.answers["/doubling/1"] = Answer(200, module_tarball)
     monkeypatch.setenv("TFHUB_CACHE_DIR", str(tmp_path / "mine"))
     assert storage.resolve_backbone(server.url("/doubling/1"), tmp_path).parent == tmp_path / "mine"
     assert os.environ["TFHUB_CACHE_DIR"] == str(tmp_path / "mine")
@@ -153,21 +98,21 @@ def test_the_users_hub_cache_is_used_and_the_process_is_left_as_it_was(server, m
     ],
 )
 def test_what_is_no_module_is_one_clear_error_and_is_not_kept(server, tmp_path, status, body, cause):
-    server.answers["/module/1"] = (status, body)
-    assert f": {cause}. " in message_of(server.url("/module/1"), tmp_path)
-    assert not list((tmp_path / "backbones" / "tfhub").iterdir())
+    server.answers["/module/1"] = Answer(status, body)
+    assert f": {cause}" in message_of(server.url("/module/1"), tmp_path)
+    assert not list((tmp_path / "backbones" / "remote").iterdir())
 
 
 def test_a_module_that_failed_once_can_be_had_later(server, module_tarball, tmp_path):
     message_of(server.url("/doubling/1"), tmp_path)
-    server.answers["/doubling/1"] = (200, module_tarball)
+    server.answers["/doubling/1"] = Answer(200, module_tarball)
     assert storage.resolve_backbone(server.url("/doubling/1"), tmp_path).is_dir()
 
 
 def test_a_tarball_cut_short_is_not_kept(server, module_tarball, tmp_path):
-    server.answers["/module/1"] = (200, module_tarball[: len(module_tarball) // 2])
+    server.answers["/module/1"] = Answer(200, module_tarball[: len(module_tarball) // 2])
     assert "not a whole tarball" in message_of(server.url("/module/1"), tmp_path)
-    assert not list((tmp_path / "backbones" / "tfhub").iterdir())
+    assert not list((tmp_path / "backbones" / "remote").iterdir())
 
 
 @pytest.mark.parametrize("name", ["../../evil", "link"])
@@ -175,13 +120,13 @@ def test_a_hostile_tarball_writes_nothing_outside(server, tmp_path, name):
     member = tarfile.TarInfo(name)
     if name == "link":
         member.type, member.linkname = tarfile.SYMTYPE, "/etc"
-    server.answers["/module/1"] = (200, packed(lambda opened: opened.addfile(member)))
+    server.answers["/module/1"] = Answer(200, packed({name: member}))
     assert "not a safe tarball" in message_of(server.url("/module/1"), tmp_path / "a" / "b")
     assert not list(tmp_path.rglob("evil")) + list(tmp_path.rglob("link"))
 
 
 def test_a_tarball_of_something_else_is_refused(server, tmp_path):
-    server.answers["/module/1"] = (200, packed(lambda opened: opened.addfile(tarfile.TarInfo("weights.h5"))))
+    server.answers["/module/1"] = Answer(200, packed({"weights.h5": b""}))
     with pytest.raises(BackboneError, match=r"expected one saved_model\.pb"):
         storage.resolve_backbone(server.url("/module/1"), tmp_path)
 
@@ -194,7 +139,7 @@ def test_a_refused_connection_is_named(tmp_path, monkeypatch):
 
 
 def test_a_silent_server_is_given_up(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(storage, "HUB_TIMEOUT", 0.2)
+    monkeypatch.setattr(failures, "TIMEOUT", 0.2)
     assert "no answer within 0.2 seconds" in message_of(server.url("/silent"), tmp_path)
 
 
@@ -312,5 +257,5 @@ def test_the_password_of_an_index_is_not_repeated(index, tmp_path, monkeypatch):
 
 def test_a_password_that_pip_repeats_is_hidden(tmp_path):
     said = "WARNING: retrying\nERROR: 403 Client Error for url: https://me:secret@host/simple/tiny-photos/\n"
-    message = storage._pip_failure(storage.Wheel("tiny-photos", "1.0", "0" * 64), tmp_path, said)
+    message = storage.wheels._pip_failure(storage.Wheel("tiny-photos", "1.0", "0" * 64), tmp_path, said)
     assert "403 Client Error for url: https://***@host/simple/tiny-photos/" in message

@@ -244,6 +244,10 @@ HANDLES = st.one_of(
     st.text(max_size=20),
     st.text(max_size=10).map("~{}".format),
     st.text(max_size=10).map("s3://{}".format),
+    st.text(max_size=10).map("https://{}".format),
+    st.text(max_size=10).map("http://me:secret@h/{}".format),
+    st.text(max_size=6).map("owner/model/tensorFlow2/{}".format),
+    st.text(max_size=6).map("https://h/x.tar.gz#sha256={}".format),
     st.text(alphabet="./~:\\\0ab", max_size=20),
 )
 
@@ -251,11 +255,12 @@ HANDLES = st.one_of(
 @fuzzed
 def test_handles(count: int, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
+    monkeypatch.setenv("TF_FINETUNE_OFFLINE", "1")
 
     def name(handle: str) -> None:
         for action in (
             lambda: job.backbones.handle_of({"backbone": handle}, None, "image"),
-            lambda: storage.check_local(handle),
+            lambda: storage.check_handle(handle),
             lambda: storage.resolve_backbone(handle, place.parent / "inside" / "cache"),
             lambda: job.plan({"training": None}, {"backbone": handle}),
         ):
@@ -265,8 +270,7 @@ def test_handles(count: int, place: Path, monkeypatch: pytest.MonkeyPatch) -> No
                 assert "secret" not in str(error)
         assert list(place.iterdir()) == []
 
-    local = HANDLES.filter(lambda handle: not handle.lower().startswith(("http:", "https:")))
-    try_all(count, name, handle=local)
+    try_all(count, name, handle=HANDLES)
 
 
 # Requests to the serving container

@@ -28,6 +28,7 @@ LEVEL_OF = {module: level for level, modules in LEVELS.items() for module in mod
 SIDEWAYS = {
     ("storage", "archive"),
     ("storage", "catalog"),
+    ("storage", "s3"),
     ("training", "classifier"),
     ("training", "evaluation"),
     ("training", "features"),
@@ -54,6 +55,7 @@ SLOW = {
     "markupsafe",
     "scipy",
     "yaml",
+    "kagglehub",
 }
 
 

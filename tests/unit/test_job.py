@@ -150,7 +150,8 @@ def test_a_backbone_is_an_id_a_folder_an_archive_or_a_url(elsewhere, handle, car
 )
 def test_a_backbone_that_names_nothing_is_refused_with_a_suggestion(handle, hint):
     message = message_of({"backbone": handle})
-    assert message.startswith(f"backbone {handle[:50]}")
+    shown = handle if handle.isprintable() else repr(handle)[1:-1]
+    assert message.startswith(f"backbone {shown[:50]}")
     assert hint in message
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tf_finetune import storage
-from tf_finetune.errors import MESSAGE_LIMIT, BackboneError, UsageError
+from tf_finetune import archive, storage
+from tf_finetune.errors import MESSAGE_LIMIT, BackboneError, FinetuneError, UsageError
 
 
 def write_saved_model(folder: Path, graph: bytes = b"graph") -> Path:
@@ -31,7 +31,7 @@ def write_archive(path: Path, members: dict[str, bytes]) -> Path:
 
 
 def message_of(handle: str, cache: Path) -> str:
-    with pytest.raises(BackboneError) as caught:
+    with pytest.raises(FinetuneError) as caught:
         storage.resolve_backbone(handle, cache)
     assert len(str(caught.value)) < MESSAGE_LIMIT
     return str(caught.value)
@@ -90,13 +90,13 @@ def test_a_home_folder_handle_is_expanded(tmp_path, cache, monkeypatch):
 
 
 def test_a_folder_without_a_saved_model_is_refused(tmp_path, cache):
-    assert "Received: none" in message_of(str(tmp_path), cache)
+    assert "received: none" in message_of(str(tmp_path), cache)
 
 
 def test_a_folder_with_two_saved_models_is_refused(tmp_path, cache):
     for name in ("1", "2"):
         write_saved_model(tmp_path / name)
-    assert "Received: several, in 1, 2" in message_of(str(tmp_path), cache)
+    assert "received: several, in 1, 2" in message_of(str(tmp_path), cache)
 
 
 @pytest.mark.parametrize("name", ["model.tar.gz", "model.TGZ", "model.tar"])
@@ -112,7 +112,7 @@ def test_an_archive_is_unpacked_into_the_cache(tmp_path, cache, name, prefix):
 def test_an_archive_is_unpacked_once_whatever_its_name(tmp_path, cache, monkeypatch):
     path = write_archive(tmp_path / "model.tar.gz", {"saved_model.pb": b"graph"})
     folder = storage.resolve_backbone(str(path), cache)
-    monkeypatch.delattr(storage.archive, "unpack")
+    monkeypatch.delattr(archive, "unpack")
     assert storage.resolve_backbone(str(path.rename(tmp_path / "other-name.tar.gz")), cache) == folder
 
 
@@ -137,7 +137,7 @@ def test_an_incomplete_folder_in_the_cache_is_made_anew(tmp_path, cache):
 @pytest.mark.parametrize("member", ["../evil", "/tmp/evil-of-tf-finetune"])
 def test_a_hostile_archive_is_refused_and_leaves_nothing(tmp_path, cache, member):
     path = write_archive(tmp_path / "model.tar.gz", {"saved_model.pb": b"graph", member: b"evil"})
-    assert message_of(str(path), cache).startswith(f"Backbone {path} cannot be unpacked: ")
+    assert message_of(str(path), cache).startswith(f"Backbone {path}: it cannot be unpacked: model.tar.gz holds {member!r}, ")
     assert not [entry for entry in cache.rglob("*") if entry.name != "backbones"]
     assert not Path("/tmp/evil-of-tf-finetune").exists()
 
@@ -151,7 +151,7 @@ def test_a_broken_archive_is_refused_and_leaves_nothing(tmp_path, cache, content
 
 def test_an_archive_of_something_else_is_refused_and_leaves_nothing(tmp_path, cache):
     path = write_archive(tmp_path / "model.tar.gz", {"weights.h5": b"weights"})
-    assert "Received: none" in message_of(str(path), cache)
+    assert "received: none" in message_of(str(path), cache)
     assert not list((cache / "backbones").iterdir())
 
 
@@ -161,19 +161,19 @@ def test_a_file_that_is_no_archive_is_refused(tmp_path, cache):
 
 
 @pytest.mark.parametrize(
-    "handle", ["no/such/folder", "no-such-model.tar.gz", "", "s3:/one-slash", "a\0b", "~no-such-user/a", "long" * 2000]
+    "handle", ["no/such/folder", "no-such-model.tar.gz", "", "a\0b", "~no-such-user/a", "long" * 2000]
 )
 def test_a_handle_that_names_nothing_says_what_it_could_be(handle, cache):
     message = message_of(handle, cache)
-    assert repr(handle)[:200] in message
-    assert "neither a folder, an archive (.tar.gz), an http(s):// URL nor a catalog id" in message
+    assert message.startswith(f"backbone {repr(handle)[1:-1][:100]}")
+    assert "is neither a folder, an archive, a URL nor an id of `tf-finetune backbones`" in message
 
 
 def test_a_misspelt_catalog_id_is_answered_with_close_ones(cache):
     assert "Did you mean efficientnet-lite0" in message_of("eficientnet-lite0", cache)
 
 
-@pytest.mark.parametrize("handle", ["s3://bucket/model.tar.gz", "gs://bucket/model", "file:///model"])
+@pytest.mark.parametrize("handle", ["gs://bucket/model", "file:///model"])
 def test_other_schemes_are_refused_by_name(handle, cache):
     message = message_of(handle, cache)
     assert handle in message

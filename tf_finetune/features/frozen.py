@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tf_finetune import devices, features
+from tf_finetune import devices, features, storage
 from tf_finetune.backbone import Backbone
 from tf_finetune.errors import BackboneError
 from tf_finetune.feature_cache import Place
@@ -143,7 +143,7 @@ class Passes:
     def digests(self) -> list[str | None]:
         """The SHA-256 of the backbone's files, and of its preprocessor's, if it has one."""
         folders = (self._original.saved_model, self._original.preprocessor)
-        return [content_of(Path(folder)) if folder else None for folder in folders]
+        return [storage.content_of(Path(folder)) if folder else None for folder in folders]
 
     def calls(self, chosen: Way | None) -> tuple[int, int]:
         """Returns how many distinct examples were sent, for training by a way and for evaluation; and the extra passes
@@ -261,20 +261,6 @@ class _Keeper:
         self.keys, self.rows = [], []
         self.wait = min(2 * self.wait, self.longest)
         self.since = time.monotonic()
-
-
-def content_of(folder: Path) -> str:
-    """Returns the SHA-256 of a SavedModel's files, their names and bytes; where it lies plays no part."""
-    digest = hashlib.sha256()
-    for name in ("saved_model.pb", "saved_model.pbtxt", "variables", "assets"):
-        path = folder / name
-        for file in sorted(path.rglob("*")) if path.is_dir() else [path] * path.is_file():
-            if file.is_file():
-                digest.update(f"{file.relative_to(folder).as_posix()}\0{file.stat().st_size}\0".encode())
-                with file.open("rb") as stream:
-                    while block := stream.read(1 << 20):
-                        digest.update(block)
-    return digest.hexdigest()
 
 
 def _keys(examples: Source) -> list[bytes]:

@@ -39,7 +39,8 @@ class Hyperparameters(pydantic.BaseModel):
 
     backbone: str = _field(
         "efficientnet-lite0",
-        "the pretrained model: an id of `tf-finetune backbones`, a folder or .tar.gz of a SavedModel, or a hub URL",
+        "the pretrained model: an id of `tf-finetune backbones`, a folder or .tar.gz of a SavedModel, an http(s):// or "
+        "s3:// URL of one, a TF-Hub URL, or a Kaggle handle",
         text="universal-sentence-encoder-multilingual",
     )
     train_only_top_layer: bool = _field(True, "train the head only and leave the backbone as it is")

@@ -23,15 +23,8 @@ def handle_of(values: Mapping[str, Any], model_channel: Path | None, task: str) 
         handle = str(values.get("backbone", default))
     else:
         handle = str(_in_model_channel(model_channel))
-    if _named_card(handle) or handle.startswith(("http://", "https://")):
-        return handle
-    if handle.startswith("s3://") or _exists(handle):
-        storage.check_local(handle)
-    else:
-        raise UsageError(
-            f"backbone {storage.redacted(handle)} is neither a folder, an archive, a URL nor an id of `tf-finetune "
-            f"backbones`.{catalog.hint(handle)}"
-        )
+    if not _named_card(handle):
+        storage.check_handle(handle)
     return handle
 
 
@@ -54,10 +47,6 @@ def card_of(handle: str, task: str | None) -> catalog.Card | None:
 def _named_card(handle: str) -> catalog.Card | None:
     """Returns the card whose id a handle is; an id is one word, and ./word a folder that happens to be called so."""
     return catalog.find(handle) if os.sep not in handle else None
-
-
-def _exists(handle: str) -> bool:
-    return os.path.exists(storage.expanded(handle))
 
 
 def _in_model_channel(channel: Path) -> Path:

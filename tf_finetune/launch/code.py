@@ -31,7 +31,7 @@ REQUIREMENTS = (
     "pyyaml",
 )
 OF_THE_IMAGE = ("tensorflow", "keras", "numpy")
-OF_HUBS = ("tensorflow-hub>=0.16.1", "setuptools<81")
+OF_HUBS = ("tensorflow-hub>=0.16.1", "setuptools<81", "kagglehub")
 # A value that passes a shell unquoted, as some of AWS's images have it do, and arrives as it was.
 _INERT = re.compile(r"[\w@%+=:,./-]+", re.ASCII)
 

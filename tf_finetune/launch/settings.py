@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from tf_finetune import catalog, hyperparameters
+from tf_finetune import catalog, hyperparameters, storage
 from tf_finetune.errors import FinetuneError, HyperparameterError, UsageError
 from tf_finetune.launch import code
 
@@ -23,7 +23,7 @@ def parse(given: Mapping[str, object], task: str | None) -> dict[str, Any]:
     values = hyperparameters.parse(given, task)
     for name in ("backbone", "preprocessor"):
         handle = str(values.get(name, ""))
-        if handle and not catalog.find(handle) and "://" not in handle:
+        if handle and not catalog.find(handle) and not storage.is_remote(handle):
             raise HyperparameterError(
                 f"{name}: {handle} is no id of `tf-finetune backbones` nor a URL, and a job on SageMaker does not see "
                 f"this machine.{catalog.hint(handle)} Give a local SavedModel as --model."
@@ -60,7 +60,8 @@ def needs_hub(values: Mapping[str, Any], chosen: catalog.Card | None) -> bool:
     cards = [chosen, catalog.find(str(values.get("preprocessor", "")))]
     handles = [values.get("backbone"), values.get("preprocessor")]
     handles += [place for found in cards if found for place in (found.handle, found.preprocessor)]
-    return any(str(handle).startswith(("http://", "https://")) for handle in handles if handle)
+    remote = [str(handle) for handle in handles if handle and storage.is_remote(str(handle))]
+    return any(not handle.lower().startswith("s3://") for handle in remote)
 
 
 def split(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

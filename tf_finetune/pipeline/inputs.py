@@ -62,7 +62,7 @@ def build_model(planned: Job, medium: Any, num_classes: int) -> tuple[Classifier
     settings, card = planned.settings, planned.card
     handle = card.handle if card else planned.handle
     preprocessor = settings.preprocessor or (card.preprocessor if card else None)
-    folder = locate(handle, settings)
+    folder = locate(handle, settings, planned.task)
     has_chance = not settings.train_only_top_layer and text_ops.draws_at_random(folder)
     devices.make_deterministic(settings.random_seed, strictly=not has_chance)
     body = backbone.Backbone(
@@ -70,7 +70,7 @@ def build_model(planned: Job, medium: Any, num_classes: int) -> tuple[Classifier
         planned.task,
         trainable=not settings.train_only_top_layer,
         trusted=settings.trust_backbone,
-        preprocessor=locate(preprocessor, settings) if preprocessor else None,
+        preprocessor=locate(preprocessor, settings, planned.task) if preprocessor else None,
         max_sequence_length=None if handle.startswith(catalog.PACKAGED) else settings.max_sequence_length,
     )
     preprocessing = medium.plan(settings, card, planned.handle, interface.image_size(body.interface))
@@ -78,12 +78,12 @@ def build_model(planned: Job, medium: Any, num_classes: int) -> tuple[Classifier
     return classifier.build(body, size, num_classes, settings), preprocessing
 
 
-def locate(handle: str, settings: Hyperparameters) -> Path:
+def locate(handle: str, settings: Hyperparameters, task: str) -> Path:
     """Returns the folder of the SavedModel that a handle names; it is made or fetched if need be."""
     cache = storage.cache_folder()
     if handle.startswith(catalog.PACKAGED):
         return packaged.make(handle.removeprefix(catalog.PACKAGED), cache, settings.max_sequence_length)
-    return storage.resolve_backbone(handle, cache)
+    return storage.resolve_backbone(handle, cache, task)
 
 
 def make_passes(

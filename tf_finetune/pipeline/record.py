@@ -82,13 +82,14 @@ def account(
     fitted: training.Fitted,
     settings: Hyperparameters,
 ) -> dict[str, Any]:
-    """Returns what the report says of the passes through the backbone: how many, and in which precision."""
+    """Returns what the report says of the backbone and of the passes through it: how many, and in which precision."""
     way = Way(chosen["features"], bool(chosen["scaled_decoding"])) if chosen["features"] else None
     calls, checks = passes.calls(way)
     if not settings.train_only_top_layer:  # Its epochs read every example.
         calls = len({example.digest for part in parts.values() for example in part.items})
         chosen = {**chosen, "fine_tuning": fitted.precision}
     return {
+        "backbone_sha256": passes.digests[0],
         "backbone_calls": calls,
         "gate_calls": checks,
         "precision": chosen,

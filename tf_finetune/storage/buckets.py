@@ -1,0 +1,37 @@
+"""SavedModels in S3: a prefix that is the folder, or an object that is a tarball of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tf_finetune.errors import FinetuneError
+from tf_finetune.storage import models, places
+from tf_finetune.storage.failures import FetchError
+from tf_finetune.storage.handles import Handle, is_archive
+from tf_finetune.storage.locks import Fetched
+
+
+def fetch(handle: Handle, aside: Path) -> Fetched:
+    """Fetches the SavedModel that an s3:// location names."""
+    return fetch_location(handle.text, aside)
+
+
+def fetch_location(location: str, aside: Path) -> Fetched:
+    """Fetches a prefix, or an object that is a tarball, which it unpacks.
+
+    Raises:
+        FetchError: As S3 has it, or the object is no tarball.
+    """
+    from tf_finetune import s3  # Only here, for it does not import everywhere.
+
+    try:
+        found = s3.fetch(location, aside / "s3" / s3.parse(location).name)
+    except FinetuneError as error:
+        raise FetchError(str(error).rstrip(".")) from error
+    if found.is_dir():
+        return Fetched(found, location)
+    if not is_archive(found.name):
+        raise FetchError(f"expected a .tar.gz or the prefix of a SavedModel; received an object named {found.name}")
+    sha256 = places.sha256(found)
+    models.unpack(found, aside / "unpacked")
+    return Fetched(aside / "unpacked", location, sha256)

@@ -1,0 +1,63 @@
+"""Tarballs from http(s) URLs: streamed to the disk, hashed on the way, unpacked with suspicion."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import shutil
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from tf_finetune import archive
+from tf_finetune.storage import failures, models, places
+from tf_finetune.storage.failures import FetchError
+from tf_finetune.storage.handles import Handle
+from tf_finetune.storage.locks import Fetched
+
+log = logging.getLogger(__name__)
+
+SPARE = 64 << 20  # Bytes that are left free on the disk.
+
+_BLOCK = 1 << 20
+
+
+def fetch(handle: Handle, aside: Path) -> Fetched:
+    """Fetches the tarball that a URL names, and unpacks it.
+
+    Raises:
+        FetchError, OSError, HTTPException, ValueError: As `failures.cause_of` puts into words.
+    """
+    return fetch_url(handle.text, aside)
+
+
+def fetch_url(url: str, aside: Path) -> Fetched:
+    """Fetches and unpacks a tarball; the environment's proxies and certificates are used."""
+    log.info("Fetching %s", places.redacted(url))
+    file = aside / url.partition("?")[0].rpartition("/")[2]
+    request = urllib.request.Request(url, headers={"User-Agent": "tf_finetune"})
+    with urllib.request.urlopen(request, timeout=failures.TIMEOUT) as answer:
+        sha256 = _store(answer, file)
+    models.unpack(file, aside / "unpacked")
+    file.unlink()
+    return Fetched(aside / "unpacked", url, sha256)
+
+
+def _store(answer: Any, file: Path) -> str:
+    """Writes the answer's body to a file, and returns its SHA-256."""
+    announced = answer.headers.get("Content-Length", "")
+    expected = int(announced) if announced.isdecimal() else None
+    free = shutil.disk_usage(file.parent).free - SPARE
+    if expected is not None and expected > min(archive.MAX_BYTES, free):
+        raise FetchError(f"it has {expected:,} bytes, but {min(archive.MAX_BYTES, free):,} are the most that fit here")
+    digest, received = hashlib.sha256(), 0
+    with file.open("wb") as stream:
+        while block := answer.read(_BLOCK):
+            received += len(block)
+            if received > archive.MAX_BYTES:
+                raise FetchError(f"it has more than the {archive.MAX_BYTES:,} bytes allowed")
+            stream.write(block)
+            digest.update(block)
+    if expected is not None and received < expected:
+        raise FetchError(f"the answer broke off after {received:,} of {expected:,} bytes")
+    return digest.hexdigest()
