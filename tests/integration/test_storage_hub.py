@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 import tensorflow as tf
 
+from tests.hub_servers import Answer, Server, packed, running
 from tf_finetune import storage
 from tf_finetune.errors import MESSAGE_LIMIT, BackboneError, FinetuneError, UsageError
 from tf_finetune.storage import failures
-from tests.hub_servers import Answer, Server, packed, running
 
 COMPRESSED = {"tf-hub-format": ["compressed"]}
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tf_finetune import archive, storage
-from tf_finetune.errors import MESSAGE_LIMIT, BackboneError, FinetuneError, UsageError
+from tf_finetune.errors import MESSAGE_LIMIT, FinetuneError, UsageError
 
 
 def write_saved_model(folder: Path, graph: bytes = b"graph") -> Path:
@@ -137,7 +137,9 @@ def test_an_incomplete_folder_in_the_cache_is_made_anew(tmp_path, cache):
 @pytest.mark.parametrize("member", ["../evil", "/tmp/evil-of-tf-finetune"])
 def test_a_hostile_archive_is_refused_and_leaves_nothing(tmp_path, cache, member):
     path = write_archive(tmp_path / "model.tar.gz", {"saved_model.pb": b"graph", member: b"evil"})
-    assert message_of(str(path), cache).startswith(f"Backbone {path}: it cannot be unpacked: model.tar.gz holds {member!r}, ")
+    assert message_of(str(path), cache).startswith(
+        f"Backbone {path}: it cannot be unpacked: model.tar.gz holds {member!r}, "
+    )
     assert not [entry for entry in cache.rglob("*") if entry.name != "backbones"]
     assert not Path("/tmp/evil-of-tf-finetune").exists()
 
