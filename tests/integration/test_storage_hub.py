@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 import tensorflow as tf
 
+import tf_finetune
+from tests import builders
 from tests.hub_servers import Answer, Server, packed, running
 from tf_finetune import storage
 from tf_finetune.errors import MESSAGE_LIMIT, BackboneError, FinetuneError, UsageError
@@ -159,6 +161,26 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "cache").touch()
     with pytest.raises(UsageError, match="Not a directory. Set TF_FINETUNE_CACHE"):
         storage.resolve_backbone("http://127.0.0.1:1/module", tmp_path / "cache")
+
+
+def test_uncompressed_models_are_never_asked_for(server, module_tarball, tmp_path, monkeypatch):
+    server.answers["/doubling/1"] = Answer(200, module_tarball)
+    monkeypatch.setenv("TFHUB_MODEL_LOAD_FORMAT", "UNCOMPRESSED")
+    assert storage.resolve_backbone(server.url("/doubling/1"), tmp_path).is_dir()
+    assert os.environ["TFHUB_MODEL_LOAD_FORMAT"] == "UNCOMPRESSED"
+
+
+def test_a_job_from_a_url_tells_its_content_and_not_its_token(server, mean_backbone, tmp_path, monkeypatch):
+    monkeypatch.setenv("TF_FINETUNE_CACHE", str(tmp_path / "cache"))
+    members = {file.relative_to(mean_backbone).as_posix(): file for file in mean_backbone.rglob("*") if file.is_file()}
+    server.answers["/mean.tar.gz"] = Answer(200, packed({name: file.read_bytes() for name, file in members.items()}))
+    photos = builders.write_class_folders(tmp_path / "photos", per_class=6)
+    record = tf_finetune.train(photos, tmp_path / "out", "job", backbone=server.url("/mean.tar.gz?token=secret"))
+    assert record["backbone_sha256"] == storage.content_of(mean_backbone)
+    assert record["backbone"] == record["job"]["parent_model"] == server.url("/mean.tar.gz?token=***")
+    written = [file.read_bytes() for file in (tmp_path / "out").rglob("*") if file.suffix in {".json", ".html", ".csv"}]
+    assert len(written) > 3
+    assert not any(b"secret" in content for content in written)
 
 
 def test_without_pkg_resources_a_url_names_setuptools(tmp_path, monkeypatch):

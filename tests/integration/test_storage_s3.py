@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
-import boto3
 import pytest
 
-from tests import s3_servers
 from tests.hub_servers import packed
 from tf_finetune import storage
 from tf_finetune.errors import BackboneError
@@ -17,35 +14,13 @@ from tf_finetune.errors import BackboneError
 FILES = {"saved_model.pb": b"graph", "variables/variables.index": b"index"}
 
 
-@pytest.fixture(scope="module")
-def endpoint() -> Iterator[str]:
-    from moto.moto_server.threaded_moto_server import ThreadedMotoServer
-
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    yield "http://{}:{}".format(*server.get_host_and_port())
-    server.stop()
-
-
-@pytest.fixture
-def bucket(endpoint, monkeypatch) -> Iterator:
-    s3_servers.set_variables(monkeypatch)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-    client = boto3.client("s3")
-    client.create_bucket(Bucket="models")
-    yield client
-    for found in client.list_objects_v2(Bucket="models").get("Contents", []):
-        client.delete_object(Bucket="models", Key=found["Key"])
-    client.close()
-
-
-def put(client, key: str) -> None:
+def put(store, key: str) -> None:
     """Puts the model there: as a tarball, or as a prefix."""
     if not key.endswith("/"):
-        client.put_object(Bucket="models", Key=key, Body=packed(FILES))
+        store.put_object(Bucket="bucket", Key=key, Body=packed(FILES))
     else:
         for name, content in FILES.items():
-            client.put_object(Bucket="models", Key=key + name, Body=content)
+            store.put_object(Bucket="bucket", Key=key + name, Body=content)
 
 
 def message_of(handle: str, cache: Path) -> str:
@@ -59,13 +34,13 @@ def message_of(handle: str, cache: Path) -> str:
 @pytest.mark.parametrize(
     ("key", "handle"),
     [
-        ("x.tar.gz", "s3://models/x.tar.gz"),
-        ("encoders/small/", "s3://models/encoders/small/"),
-        ("encoders/small/", "s3://models/encoders/small"),
+        ("x.tar.gz", "s3://bucket/x.tar.gz"),
+        ("encoders/small/", "s3://bucket/encoders/small/"),
+        ("encoders/small/", "s3://bucket/encoders/small"),
     ],
 )
-def test_a_prefix_or_a_tarball_comes_once_and_needs_no_bucket_from_then_on(bucket, tmp_path, monkeypatch, key, handle):
-    put(bucket, key)
+def test_a_prefix_or_a_tarball_comes_once_and_needs_no_bucket_from_then_on(store, tmp_path, monkeypatch, key, handle):
+    put(store, key)
     folder = storage.resolve_backbone(handle, tmp_path)
     assert {name: (folder / name).read_bytes() for name in FILES} == FILES
     (file,) = tmp_path.glob("backbones/remote/*/lock.json")
@@ -80,25 +55,25 @@ def test_a_prefix_or_a_tarball_comes_once_and_needs_no_bucket_from_then_on(bucke
 @pytest.mark.parametrize(
     ("handle", "words"),
     [
-        ("s3://models/none.tar.gz", "none.tar.gz"),
+        ("s3://bucket/none.tar.gz", "none.tar.gz"),
         ("s3://nobodys-bucket/x.tar.gz", "there is no such bucket"),
         (
-            "s3://models/weights.h5",
+            "s3://bucket/weights.h5",
             "expected a .tar.gz or the prefix of a SavedModel; received an object named weights.h5",
         ),
-        ("s3://models/weights/", "expected one saved_model.pb at the top"),
+        ("s3://bucket/weights/", "expected one saved_model.pb at the top"),
     ],
 )
-def test_what_is_no_model_in_a_bucket_is_one_clear_message(bucket, tmp_path, handle, words):
+def test_what_is_no_model_in_a_bucket_is_one_clear_message(store, tmp_path, handle, words):
     for key in ("weights.h5", "weights/weights.h5"):
-        bucket.put_object(Bucket="models", Key=key, Body=b"weights")
+        store.put_object(Bucket="bucket", Key=key, Body=b"weights")
     assert words in message_of(handle, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["tfhub.dev/google/nnlm/1.tar.gz", "tfhub.dev/google/nnlm/1/"])
-def test_a_bucket_can_be_the_mirror(bucket, tmp_path, monkeypatch, name):
-    put(bucket, f"mirror/{name}")
-    monkeypatch.setenv("TF_FINETUNE_MIRROR", "s3://models/mirror")
+def test_a_bucket_can_be_the_mirror(store, tmp_path, monkeypatch, name):
+    put(store, f"mirror/{name}")
+    monkeypatch.setenv("TF_FINETUNE_MIRROR", "s3://bucket/mirror")
     folder = storage.resolve_backbone("https://tfhub.dev/google/nnlm/1", tmp_path)
     assert (folder / "saved_model.pb").read_bytes() == b"graph"
     monkeypatch.setenv("TF_FINETUNE_OFFLINE", "1")

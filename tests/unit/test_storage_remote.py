@@ -7,6 +7,7 @@ import errno
 import hashlib
 import ipaddress
 import json
+import logging
 import os
 import shutil
 import socket
@@ -36,7 +37,8 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 
 @pytest.fixture
-def cache(tmp_path: Path) -> Path:
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(logging.getLogger("tf_finetune"), "propagate", True)  # For caplog.
     return tmp_path / "cache"
 
 
@@ -132,9 +134,8 @@ def test_a_demanded_content_is_that_of_the_archive_or_of_the_model(server, cache
 
 def test_another_content_than_the_demanded_one_is_refused_and_not_kept(server, cache):
     message = message_of(f"{server.url('/x.tar.gz')}#sha256={'0' * 64}", cache)
-    assert (
-        f"its content is not that of #sha256={'0' * 64}; received {storage.content_of(write(cache / 'x'))}" in message
-    )
+    received = storage.content_of(write(cache / "x"))
+    assert f"its content is not that of #sha256={'0' * 64}; received {received}" in message
 
 
 def test_a_content_that_changed_at_its_place_is_refused_where_the_old_one_is_demanded(server, cache):
@@ -400,11 +401,10 @@ def test_offline_a_wheel_that_is_not_there_is_named_with_its_folder(tmp_path, mo
     monkeypatch.setattr(sys, "executable", "/no/such/python")
     with pytest.raises(FinetuneError) as caught:
         storage.fetch_wheel(storage.Wheel("tiny-photos", "1.0", "0" * 64), tmp_path / "wheels")
-    assert "tiny-photos 1.0 (sha256 000000000000" in str(caught.value)
-    assert (
-        "TF_FINETUNE_OFFLINE is set. Unset it once, or set TF_FINETUNE_CACHE to a folder that has it, or put its "
-        in (str(caught.value))
-    )
+    message = str(caught.value)
+    assert "tiny-photos 1.0 (sha256 000000000000" in message
+    assert "TF_FINETUNE_OFFLINE is set. Unset it once, or set TF_FINETUNE_CACHE to a folder that has it" in message
+    assert message.endswith(f"or put its .whl into {tmp_path / 'wheels'}.")
 
 
 NO_NETWORK = """

@@ -56,7 +56,9 @@ def train(flags: argparse.Namespace, rest: Sequence[str]) -> int:
 
 
 def _run(planned: Any) -> dict[str, Any]:
-    log.info("backbone %s on %s", planned.handle, planned.places["training"])
+    from tf_finetune import storage
+
+    log.info("backbone %s on %s", storage.redacted(planned.handle), planned.places["training"])
     _import_tensorflow()
     from tf_finetune import pipeline
     from tf_finetune.progress import bars

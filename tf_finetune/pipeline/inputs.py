@@ -108,7 +108,7 @@ def make_passes(
         strategy,
         planned.feature_cache,
         {"preprocessing": described, "max_sequence_length": model.backbone.max_sequence_length},
-        planned.card.id if planned.card else planned.handle,
+        planned.card.id if planned.card else storage.redacted(planned.handle),
         as_constants=as_constants,
         preparing=lambda: watch.stage("backbone"),
         progress=progress,

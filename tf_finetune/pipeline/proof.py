@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tf_finetune import archive, classifier, devices, export, features, text_ops
+from tf_finetune import archive, classifier, devices, export, features, storage, text_ops
 from tf_finetune.classifier import Classifier
 from tf_finetune.examples import Examples
 from tf_finetune.job import Job
@@ -76,7 +76,7 @@ def write_folder(
     export.write_saved_model(folder / "1", model, *serving)
     description = {
         "task": planned.task,
-        "backbone": planned.card.id if planned.card else planned.handle,
+        "backbone": planned.card.id if planned.card else storage.redacted(planned.handle),
         "class_names": list(class_names),
         "binary_mode": model.is_binary,
         "signature": {"name": "serving_default", "input": serving[0].name, "output": "probabilities"},

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tf_finetune import export, training
+from tf_finetune import export, storage, training
 from tf_finetune.examples import Examples
 from tf_finetune.features.frozen import Passes, Way
 from tf_finetune.hyperparameters import Hyperparameters
@@ -24,13 +24,13 @@ def describe(
     warnings: list[str],
 ) -> dict[str, Any]:
     """Returns the record of report.json, but for seconds and parity, which are known last."""
-    parent = planned.card.id if planned.card else planned.handle
+    parent = planned.card.id if planned.card else storage.redacted(planned.handle)
     return {
         "task": planned.task,
         "backbone": parent,
         "class_names": list(parts["training"].class_names),
         "examples": {name: len(parts[name]) if name in parts else 0 for name in ("training", "validation", "test")},
-        "hyperparameters": {**planned.settings.model_dump(), "backbone": planned.handle},
+        "hyperparameters": {**planned.settings.model_dump(), "backbone": storage.redacted(planned.handle)},
         "hyperparameter_sources": dict(planned.sources),
         "metrics": dict(figures),
         "history": fitted.history,
@@ -64,7 +64,7 @@ def command_of(planned: Job) -> str:
     for name, folder in planned.folders.items():
         words += [f"--{name}", planned.places.get(name, str(folder))]
     chosen = {name: value for name, value in planned.settings.model_dump().items() if planned.sources[name] == "user"}
-    for name, value in {**chosen, "backbone": planned.handle}.items():
+    for name, value in {**chosen, "backbone": storage.redacted(planned.handle)}.items():
         words += [f"--{name.replace('_', '-')}", str(value)]
     words += ["--split", str(planned.split)] if planned.split else []
     words += ["--checkpoints", str(planned.checkpoints)] if planned.checkpoints else []
