@@ -41,6 +41,7 @@ class Server(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), handler)
         self.answers: dict[str, Answer] = {}
         self.asked: list[tuple[str, dict[str, list[str]]]] = []
+        self.logins: list[str | None] = []
         self.over = threading.Event()
         self.scheme = "http"
 
@@ -62,6 +63,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         parts = urllib.parse.urlsplit(self.path)
         self.server.asked.append((parts.path, urllib.parse.parse_qs(parts.query)))
+        self.server.logins.append(self.headers.get("Authorization"))
         self.send(parts.path, self.server.answers.get(parts.path, Answer(404, b"no such model")))
 
     def send(self, path: str, answer: Answer, kind: str = "application/octet-stream") -> None:

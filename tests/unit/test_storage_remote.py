@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import datetime
 import errno
 import hashlib
@@ -86,6 +87,11 @@ def test_a_tarball_comes_once_with_its_lock_and_is_used_offline_from_then_on(ser
     assert sorted(path.name for path in folder.parent.iterdir()) == [".whole", "lock.json", "model"]
 
 
+def test_a_relative_cache_gives_a_path_that_holds_from_any_folder(server, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert storage.resolve_backbone(server.url("/x.tar.gz"), Path("cache")).is_relative_to(tmp_path)
+
+
 def test_a_saved_model_in_a_subfolder_has_the_same_content_however_it_is_packed(server, cache, tmp_path):
     server.answers["/y.tgz"] = Answer(200, packed({f"1/{name}": content for name, content in FILES.items()}))
     first = storage.resolve_backbone(server.url("/x.tar.gz"), cache)
@@ -143,6 +149,14 @@ def test_a_content_that_changed_at_its_place_is_refused_where_the_old_one_is_dem
     demanded = lock_of(cache)["sha256"]
     server.answers["/x.tar.gz"] = Answer(200, packed({**FILES, "saved_model.pb": b"other"}))
     assert "is not that of" in message_of(f"{server.url('/x.tar.gz')}#sha256={demanded}", cache.parent / "elsewhere")
+
+
+def test_what_the_cache_has_does_not_stand_in_for_another_demanded_content(server, cache, tmp_path):
+    old = storage.resolve_backbone(server.url("/x.tar.gz"), cache)
+    server.answers["/x.tar.gz"] = Answer(200, packed({**FILES, "saved_model.pb": b"other"}))
+    demanded = storage.content_of(write(tmp_path / "model", {**FILES, "saved_model.pb": b"other"}))
+    new = storage.resolve_backbone(f"{server.url('/x.tar.gz')}#sha256={demanded}", cache)
+    assert [(folder / "saved_model.pb").read_bytes() for folder in (old, new)] == [b"graph", b"other"]
 
 
 def test_a_content_may_be_demanded_of_what_is_local(tmp_path, cache):
@@ -361,6 +375,16 @@ def test_the_credentials_of_a_mirror_are_not_repeated(cache, monkeypatch, caplog
     monkeypatch.setenv("TF_FINETUNE_MIRROR", "http://me:secret@127.0.0.1:1")
     assert "secret" not in message_of("http://127.0.0.1:1/x.tar.gz", cache)
     assert "secret" not in caplog.text
+
+
+def test_a_mirror_that_wants_a_password_gets_it_and_nobody_else_does(server, cache, monkeypatch, caplog):
+    caplog.set_level(logging.DEBUG)
+    monkeypatch.setenv("TF_FINETUNE_MIRROR", server.url("/base").replace("//", "//me:p%40ss@"))
+    server.answers["/base/host/x.tar.gz"] = Answer(302, location=server.url("/x.tar.gz"))
+    storage.resolve_backbone("https://host/x.tar.gz", cache)
+    assert server.logins == ["Basic " + base64.b64encode(b"me:p@ss").decode(), None]
+    assert lock_of(cache)["place"] == server.url("/base/host/x.tar.gz").replace("//", "//***@")
+    assert "p%40ss" not in caplog.text
 
 
 def test_nothing_outside_a_mirror_is_taken(cache, tmp_path, monkeypatch):

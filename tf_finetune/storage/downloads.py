@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import logging
 import shutil
+import urllib.parse
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -32,15 +34,29 @@ def fetch(handle: Handle, aside: Path) -> Fetched:
 
 
 def fetch_url(url: str, aside: Path) -> Fetched:
-    """Fetches and unpacks a tarball; the environment's proxies and certificates are used."""
+    """Fetches and unpacks a tarball; the environment's proxies and certificates are used.
+
+    Args:
+        url: With or without a name and a password, which a mirror's may have.
+        aside: Where the archive and what is in it come to lie.
+    """
     log.info("Fetching %s", places.redacted(url))
     file = aside / url.partition("?")[0].rpartition("/")[2]
-    request = urllib.request.Request(url, headers={"User-Agent": "tf_finetune"})
-    with urllib.request.urlopen(request, timeout=failures.TIMEOUT) as answer:
+    with urllib.request.urlopen(_request(url), timeout=failures.TIMEOUT) as answer:
         sha256 = _store(answer, file)
     models.unpack(file, aside / "unpacked")
     file.unlink()
     return Fetched(aside / "unpacked", url, sha256)
+
+
+def _request(url: str) -> urllib.request.Request:
+    parts = urllib.parse.urlsplit(url)
+    login, _, host = parts.netloc.rpartition("@")
+    request = urllib.request.Request(parts._replace(netloc=host).geturl(), headers={"User-Agent": "tf_finetune"})
+    if login:  # Which no other host sees that the answer may lead to.
+        told = base64.b64encode(urllib.parse.unquote(login).encode()).decode()
+        request.add_unredirected_header("Authorization", f"Basic {told}")
+    return request
 
 
 def _store(answer: Any, file: Path) -> str:

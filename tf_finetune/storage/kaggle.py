@@ -53,7 +53,7 @@ def fetch(handle: Handle, aside: Path) -> Fetched:
         raise FetchError(f"kagglehub ended with exit code {done.returncode} ({last[:200]})") from None
     if "folder" not in answer:
         raise FetchError(_cause(answer))
-    folder = Path(answer["folder"])
+    folder = Path(answer["folder"]).absolute()
     versioned = handle.text if handle.text.count("/") == 4 else f"{handle.text}/{folder.name}"
     return Fetched(folder, PAGE + versioned)
 
