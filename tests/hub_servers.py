@@ -22,7 +22,7 @@ class Answer:
     Attributes:
         status: HTTP's.
         body: As it is sent.
-        announced: Its Content-Length; more than there is breaks the answer off.
+        announced: Its Content-Length; more than there is breaks the answer off; -1 sends none.
         location: Where a redirection leads to.
     """
 
@@ -74,7 +74,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if answer.location:
             self.send_header("Location", answer.location)
         self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(answer.body) if answer.announced is None else answer.announced))
+        if answer.announced != -1:
+            self.send_header("Content-Length", str(len(answer.body) if answer.announced is None else answer.announced))
         self.end_headers()
         self.wfile.write(answer.body)
 

@@ -70,6 +70,15 @@ def test_what_is_no_model_in_a_bucket_is_one_clear_message(store, tmp_path, hand
     assert words in message_of(handle, tmp_path)
 
 
+def test_the_same_location_on_another_server_is_another_model(store, tmp_path, monkeypatch):
+    put(store, "x.tar.gz")
+    storage.resolve_backbone("s3://bucket/x.tar.gz", tmp_path)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    monkeypatch.setenv("TF_FINETUNE_OFFLINE", "1")
+    with pytest.raises(BackboneError, match="TF_FINETUNE_OFFLINE is set"):
+        storage.resolve_backbone("s3://bucket/x.tar.gz", tmp_path)
+
+
 @pytest.mark.parametrize("name", ["tfhub.dev/google/nnlm/1.tar.gz", "tfhub.dev/google/nnlm/1/"])
 def test_a_bucket_can_be_the_mirror(store, tmp_path, monkeypatch, name):
     put(store, f"mirror/{name}")

@@ -15,13 +15,14 @@ import socket
 import subprocess
 import sys
 import tarfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.hub_servers import Answer, Server, packed, running
-from tf_finetune import archive, storage
+from tf_finetune import archive, catalog, job, storage
 from tf_finetune.errors import MESSAGE_LIMIT, BackboneError, FinetuneError
 from tf_finetune.storage import downloads, failures
 
@@ -212,7 +213,8 @@ def test_a_tarball_that_unpacks_to_too_much_is_refused(server, cache, monkeypatc
 def test_an_endless_answer_is_refused(server, cache, monkeypatch):
     monkeypatch.setattr(archive, "MAX_BYTES", 10)
     monkeypatch.setattr(downloads, "_BLOCK", 4)
-    assert "bytes, but 10 are the most" in message_of(server.url("/x.tar.gz"), cache)
+    server.answers["/x.tar.gz"] = Answer(200, TARBALL, announced=-1)
+    assert ": it has more than the 10 bytes allowed." in message_of(server.url("/x.tar.gz"), cache)
 
 
 def test_a_redirection_is_followed(server, cache):
@@ -223,7 +225,9 @@ def test_a_redirection_is_followed(server, cache):
 def test_a_silent_server_is_given_up(server, cache, monkeypatch):
     monkeypatch.setattr(failures, "TIMEOUT", 0.2)
     server.answers["/x.tar.gz"] = Answer(302, location="/silent")
+    start = time.monotonic()
     assert ": no answer within 0.2 seconds." in message_of(server.url("/x.tar.gz"), cache)
+    assert time.monotonic() - start < 10
 
 
 def test_a_refused_connection_is_named(cache, monkeypatch):
@@ -342,6 +346,12 @@ def test_a_mirror_serves_every_remote_handle(server, cache, tmp_path, monkeypatc
     assert len(server.asked) == asked
 
 
+def test_a_name_that_is_no_url_reaches_a_mirror_quoted(server, cache, monkeypatch):
+    monkeypatch.setenv("TF_FINETUNE_MIRROR", server.url())
+    server.answers["/bucket/my%20model%231.tar.gz"] = Answer(200, TARBALL)
+    assert storage.resolve_backbone("s3://bucket/my model#1.tar.gz", cache)
+
+
 def test_a_mirror_that_lacks_it_is_passed_by_with_a_log_line(server, cache, tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("TF_FINETUNE_MIRROR", str(tmp_path))
     assert storage.resolve_backbone(server.url("/x.tar.gz"), cache)
@@ -368,6 +378,13 @@ def test_when_all_fails_both_places_are_named(server, cache, monkeypatch):
     assert f"the mirror {server.url('/base')}: the server answered 404" in message
     assert "; the server answered 503" in message
     assert [path for path, _ in server.asked] == [f"/base/{server.name}/x.tar.gz", "/x.tar.gz"]
+
+
+def test_the_longest_message_still_names_all_ways_out(cache, monkeypatch):
+    monkeypatch.setenv("TF_FINETUNE_OFFLINE", "1")
+    monkeypatch.setenv("TF_FINETUNE_MIRROR", "https://mirror/" + "m" * 500)
+    message = message_of(f"https://host/{'a' * 500}/x.tar.gz", cache)
+    assert message.endswith("minilm-l6 or universal-sentence-encoder-multilingual, which need no hub.")
 
 
 def test_the_credentials_of_a_mirror_are_not_repeated(cache, monkeypatch, caplog):
@@ -429,6 +446,29 @@ def test_offline_a_wheel_that_is_not_there_is_named_with_its_folder(tmp_path, mo
     assert "tiny-photos 1.0 (sha256 000000000000" in message
     assert "TF_FINETUNE_OFFLINE is set. Unset it once, or set TF_FINETUNE_CACHE to a folder that has it" in message
     assert message.endswith(f"or put its .whl into {tmp_path / 'wheels'}.")
+
+
+def test_what_cannot_be_had_is_known_before_any_work(server, cache, tmp_path, monkeypatch):
+    monkeypatch.setenv("TF_FINETUNE_CACHE", str(cache))
+    url, kaggle = server.url("/x.tar.gz"), "google/bert/tensorFlow2/small"
+    storage.check_handle(url)
+    monkeypatch.setitem(sys.modules, "kagglehub", None)
+    with pytest.raises(BackboneError, match="it needs kagglehub .*or use minilm-l6"):
+        storage.check_handle(kaggle, "text")
+    monkeypatch.setenv("TF_FINETUNE_OFFLINE", "1")
+    with pytest.raises(BackboneError, match="TF_FINETUNE_OFFLINE is set"):
+        storage.check_handle(url)
+    card = next(card.id for card in catalog.cards("image") if card.handle.startswith("https"))
+    with pytest.raises(BackboneError, match="TF_FINETUNE_OFFLINE is set"):
+        job.backbones.handle_of({"backbone": card}, None, "image")
+    monkeypatch.setenv("TF_FINETUNE_MIRROR", str(tmp_path))
+    storage.check_handle(url)
+    storage.check_handle(kaggle)
+    monkeypatch.delenv("TF_FINETUNE_MIRROR")
+    monkeypatch.delenv("TF_FINETUNE_OFFLINE")
+    storage.resolve_backbone(url, cache)
+    monkeypatch.setenv("TF_FINETUNE_OFFLINE", "1")
+    storage.check_handle(url)
 
 
 NO_NETWORK = """

@@ -23,8 +23,10 @@ def handle_of(values: Mapping[str, Any], model_channel: Path | None, task: str) 
         handle = str(values.get("backbone", default))
     else:
         handle = str(_in_model_channel(model_channel))
-    if not _named_card(handle):
-        storage.check_handle(handle)
+    card = _named_card(handle)
+    place = card.handle if card else handle
+    if not place.startswith(catalog.PACKAGED):
+        storage.check_handle(place, task)
     return handle
 
 

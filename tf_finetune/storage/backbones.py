@@ -20,6 +20,10 @@ from tf_finetune.storage.locks import Fetched
 
 log = logging.getLogger(__name__)
 
+REMOTE = Path("backbones", "remote")  # Below the cache folder.
+
+_FORBIDDEN = f"{places.OFFLINE} is set, so no network is asked"
+
 Fetcher = Callable[[Handle, Path], Fetched]
 FETCHERS: dict[str, Fetcher] = {
     "archive": downloads.fetch,
@@ -29,16 +33,20 @@ FETCHERS: dict[str, Fetcher] = {
 }
 
 
-def check_handle(handle: str) -> None:
+def check_handle(handle: str, task: str | None = None) -> None:
     """Looks at a handle as far as that needs neither the network nor unpacking.
+
+    Args:
+        handle: As `resolve_backbone` takes it.
+        task: "image" or "text": which packaged backbones an error offers instead; None for all.
 
     Raises:
         FinetuneError: It can name no backbone: a path that is not there, a folder without a SavedModel, a file that is
-            no archive, an unknown scheme, a malformed URL.
+            no archive, an unknown scheme, a malformed URL; or nothing that may be asked can have it.
     """
     named = handles.parse(handle)
     if named.kind != "local":
-        mirror.place()
+        _check_can_be_had(named, task)
     elif os.path.isdir(places.expanded(named.text)):
         _local_model(Path(places.expanded(named.text)), named)
     else:
@@ -62,12 +70,23 @@ def resolve_backbone(handle: str, cache: Path, task: str | None = None) -> Path:
     """
     named, cache = handles.parse(handle), cache.absolute()
     if named.kind != "local":
-        return _remote(named, cache / "backbones" / "remote", task)
+        return _remote(named, cache / REMOTE, task)
     path = Path(places.expanded(named.text))
     if os.path.isdir(path):
         folder = _local_model(path, named)
         return _demanded(named, folder, None)
     return _from_archive(path, named, cache / "backbones")
+
+
+def _check_can_be_had(handle: Handle, task: str | None) -> None:
+    entries = places.cache_folder() / REMOTE
+    sources = _sources(handle)
+    if any(places.is_whole(_entry(known, entries)) for known in _alike(handle)):
+        return
+    if all(fetch is None for _, fetch in sources):
+        raise unfetched(handle, [told + _FORBIDDEN for told, _ in sources], task)
+    if handle.kind == "kaggle" and len(sources) == 1 and not kaggle.is_installed():
+        raise unfetched(handle, [kaggle.MISSING], task)
 
 
 def _local_model(folder: Path, handle: Handle) -> Path:
@@ -117,7 +136,7 @@ def _from_archive(path: Path, handle: Handle, backbones: Path) -> Path:
 
 def _remote(handle: Handle, entries: Path, task: str | None) -> Path:
     """Returns the SavedModel of a handle that names none on this machine: from the cache, else from elsewhere."""
-    for known in (handle, replace(handle, sha256=None)):
+    for known in _alike(handle):
         found = locks.held(_entry(known, entries))
         if found and handle.sha256 in {None, found[0].sha256, found[0].archive_sha256}:
             lock, folder = found
@@ -126,7 +145,7 @@ def _remote(handle: Handle, entries: Path, task: str | None) -> Path:
     causes = []
     for told, fetch in _sources(handle):
         if fetch is None:
-            causes.append(f"{told}{places.OFFLINE} is set, so no network is asked")
+            causes.append(told + _FORBIDDEN)
             continue
         try:
             return _fetched(handle, fetch, _entry(handle, entries))
@@ -136,6 +155,11 @@ def _remote(handle: Handle, entries: Path, task: str | None) -> Path:
         if told:
             log.warning("%s: %s", handle.shown, places.redacted(causes[-1]))
     raise unfetched(handle, causes, task)
+
+
+def _alike(handle: Handle) -> tuple[Handle, Handle]:
+    """Returns the handle, and that of the same place without a demanded content, whose content may be the one."""
+    return handle, replace(handle, sha256=None)
 
 
 def _entry(handle: Handle, entries: Path) -> Path:

@@ -45,7 +45,6 @@ def fetch_url(url: str, aside: Path) -> Fetched:
     with urllib.request.urlopen(_request(url), timeout=failures.TIMEOUT) as answer:
         sha256 = _store(answer, file)
     models.unpack(file, aside / "unpacked")
-    file.unlink()
     return Fetched(aside / "unpacked", url, sha256)
 
 

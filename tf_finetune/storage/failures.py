@@ -12,12 +12,14 @@ import urllib.error
 import zlib
 
 from tf_finetune import catalog
-from tf_finetune.errors import BackboneError, listed, shortened
+from tf_finetune.errors import BackboneError, listed
 from tf_finetune.storage.handles import Handle, is_archive
 from tf_finetune.storage.places import redacted
 
 TIMEOUT = 60.0  # Seconds without a byte, after which a server is given up.
 
+# Characters, so that no message outgrows what SageMaker shows.
+_ALL_CAUSES, _NAME = 420, 120
 _CUT_SHORT = "the answer broke off before its end"
 _NO_TARBALL = "what the server sent is not a whole tarball"
 
@@ -44,14 +46,12 @@ def unfetched(handle: Handle, causes: list[str], task: str | None) -> BackboneEr
     """
     packaged = [card.id for card in catalog.cards(task) if card.handle.startswith(catalog.PACKAGED)]
     mirrored = handle.name if is_archive(handle.name) else f"{handle.name}.tar.gz"
-    causes = [redacted(cause)[: 500 // len(causes)] for cause in causes]
+    causes = [redacted(cause)[: _ALL_CAUSES // len(causes)] for cause in causes]
     return BackboneError(
-        shortened(
-            f"Backbone {handle.shown} could not be fetched: {'; '.join(causes)}. "
-            "Give a local folder or .tar.gz of the SavedModel as --backbone; or set TF_FINETUNE_MIRROR to a folder, an "
-            f"http(s):// or an s3:// place that holds {mirrored[:150]}; or use "
-            f"{listed(packaged, separator=' or ')}, which {'needs' if len(packaged) == 1 else 'need'} no hub."
-        )
+        f"Backbone {handle.shown} could not be fetched: {'; '.join(causes)}. "
+        "Give a local folder or .tar.gz of the SavedModel as --backbone; or set TF_FINETUNE_MIRROR to a folder, an "
+        f"http(s):// or an s3:// place that holds {mirrored[:_NAME]}; or use {listed(packaged, separator=' or ')}, which "
+        f"{'needs' if len(packaged) == 1 else 'need'} no hub."
     )
 
 

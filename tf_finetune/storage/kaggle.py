@@ -24,6 +24,12 @@ log = logging.getLogger(__name__)
 
 PROGRAM = Path(__file__).parents[1] / "assets" / "kaggle_download.py"
 PAGE = "https://www.kaggle.com/models/"
+MISSING = 'it needs kagglehub (run: pip install "tf_finetune[kaggle]")'
+
+
+def is_installed() -> bool:
+    """Returns whether there is a kagglehub."""
+    return importlib.util.find_spec("kagglehub") is not None
 
 
 def fetch(handle: Handle, aside: Path) -> Fetched:
@@ -32,8 +38,8 @@ def fetch(handle: Handle, aside: Path) -> Fetched:
     Raises:
         FetchError: kagglehub is missing, or failed.
     """
-    if importlib.util.find_spec("kagglehub") is None:
-        raise FetchError('it needs kagglehub (run: pip install "tf_finetune[kaggle]")')
+    if not is_installed():
+        raise FetchError(MISSING)
     log.info("Fetching %s from Kaggle", handle.shown)
     told = aside / "told.json"
     own = {"KAGGLEHUB_CACHE": os.environ.get("KAGGLEHUB_CACHE") or str(aside / "kagglehub")}
