@@ -25,7 +25,7 @@ import tensorflow as tf
 import tf_finetune
 from tests import builders
 from tf_finetune import backbone as backbones
-from tf_finetune import features
+from tf_finetune import features, storage
 from tf_finetune.errors import BackboneError
 from tf_finetune.feature_cache import space as spaces
 from tf_finetune.features import frozen
@@ -137,15 +137,15 @@ def test_whatever_features_depend_on_makes_others(body, tmp_path, convolution_ba
 
 def test_a_backbone_is_known_by_the_bytes_of_its_graph_its_variables_and_its_assets(convolution_backbone, tmp_path):
     folder = shutil.copytree(convolution_backbone, tmp_path / "b")
-    seen = {frozen.content_of(convolution_backbone)}
+    seen = {storage.content_of(convolution_backbone)}
     (folder / "fingerprint.pb").write_bytes(b"made anew at each save")
-    assert frozen.content_of(folder) in seen
+    assert storage.content_of(folder) in seen
     for name, content in (("saved_model.pb", b"x"), ("assets/words.txt", b"a"), ("assets/words.txt", b"b")):
         (folder / name).write_bytes(content)
-        assert frozen.content_of(folder) not in seen
-        seen.add(frozen.content_of(folder))
+        assert storage.content_of(folder) not in seen
+        seen.add(storage.content_of(folder))
     (folder / "assets/words.txt").rename(folder / "assets/other.txt")
-    assert frozen.content_of(folder) not in seen
+    assert storage.content_of(folder) not in seen
 
 
 def test_a_text_pass_takes_texts_of_about_one_length_together(tmp_path):

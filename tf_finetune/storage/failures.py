@@ -45,13 +45,14 @@ def unfetched(handle: Handle, causes: list[str], task: str | None) -> BackboneEr
         task: "image" or "text", as far as that is known.
     """
     packaged = [card.id for card in catalog.cards(task) if card.handle.startswith(catalog.PACKAGED)]
-    mirrored = handle.name if is_archive(handle.name) else f"{handle.name}.tar.gz"
+    mirrored = (handle.name if is_archive(handle.name) else f"{handle.name}.tar.gz")[:_NAME]
+    needs = "needs" if len(packaged) == 1 else "need"
     causes = [redacted(cause)[: _ALL_CAUSES // len(causes)] for cause in causes]
     return BackboneError(
         f"Backbone {handle.shown} could not be fetched: {'; '.join(causes)}. "
         "Give a local folder or .tar.gz of the SavedModel as --backbone; or set TF_FINETUNE_MIRROR to a folder, an "
-        f"http(s):// or an s3:// place that holds {mirrored[:_NAME]}; or use {listed(packaged, separator=' or ')}, which "
-        f"{'needs' if len(packaged) == 1 else 'need'} no hub."
+        f"http(s):// or an s3:// place that holds {mirrored}; or use {listed(packaged, separator=' or ')}, "
+        f"which {needs} no hub."
     )
 
 
