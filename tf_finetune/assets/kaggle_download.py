@@ -42,8 +42,7 @@ def _told(error: BaseException) -> dict:
         seen.append(found)
         kinds += [kind.__name__ for kind in type(found).__mro__]
         status = status or getattr(getattr(found, "response", None), "status_code", None)
-        behind = [found.__cause__, found.__context__, getattr(found, "reason", None)]
-        pending += [one for one in behind if isinstance(one, BaseException)]
+        pending += [one for one in (found.__cause__, found.__context__) if one is not None]
     return {"kinds": kinds, "status": status, "message": str(error)}
 
 
