@@ -24,10 +24,9 @@ def describe(
     warnings: list[str],
 ) -> dict[str, Any]:
     """Returns the record of report.json, but for seconds and parity, which are known last."""
-    parent = planned.card.id if planned.card else planned.handle
     return {
         "task": planned.task,
-        "backbone": parent,
+        "backbone": planned.backbone,
         "class_names": list(parts["training"].class_names),
         "examples": {name: len(parts[name]) if name in parts else 0 for name in ("training", "validation", "test")},
         "hyperparameters": {**planned.settings.model_dump(), "backbone": planned.handle},
@@ -39,7 +38,7 @@ def describe(
         "warnings": warnings,
         "command": command_of(planned),
         "job": {
-            "parent_model": parent,
+            "parent_model": planned.handle if planned.earlier else planned.backbone,
             "name": planned.name,
             "arn": planned.arn,
             "training_seconds": None,
