@@ -12,45 +12,188 @@ import pytest
 import tf_finetune
 from tests import builders
 from tf_finetune import archive
-from tf_finetune.errors import FinetuneError
+from tf_finetune.errors import BackboneError, HyperparameterError
+
+import tensorflow as tf  # isort: skip
 
 COLOURS = {**builders.COLOURS, "white": (250, 250, 250)}
-PLAIN = {"image_size": 16, "pixel_range": "0,1", "calibrate": False, "cache_dir": "none"}
-GOING_ON = {"calibrate": False, "cache_dir": "none"}
+TONES = list(builders.COLOURS)
+GOOD_OR_BAD = [("bad", "bad"), ("good", "good")]
+QUICK = {"calibrate": False, "cache_dir": "none"}
+PLAIN = {"image_size": 16, "pixel_range": "0,1", **QUICK}
+EQUAL = 1e-5
 
 
 def photos(folder: Path, *names: str, per_class: int = 8, seed: int = 0) -> Path:
     return builders.write_class_folders(folder, per_class, {name: COLOURS[name] for name in names}, seed=seed)
 
 
-def head_of(place: Path, scratch: Path) -> dict[str, np.ndarray]:
-    """Returns each class's kernel and bias in an archive, float32 [D + 1]."""
-    import tensorflow as tf
+def go_on(data: Path, model: Path, output: Path, **given) -> dict:
+    return tf_finetune.train(training=data, model=model, output=output, model_name="n", **{**QUICK, **given})
 
+
+def result(output: Path, name: str = "n") -> Path:
+    return output / name / "output" / "model.tar.gz"
+
+
+def weights_of(place: Path, scratch: Path) -> tuple[list[np.ndarray], dict[str, np.ndarray]]:
+    """Returns the backbone's weights in an archive, and each class's kernel and bias, float32 [D + 1]."""
     archive.unpack(place, scratch)
-    kernel, bias = (weight.numpy() for weight in tf.saved_model.load(str(scratch / "1")).weights[-2:])
+    *body, kernel, bias = (weight.numpy() for weight in tf.saved_model.load(str(scratch / "1")).weights)
     names = json.loads((scratch / "tf_finetune.json").read_text())["class_names"]
-    return {name: np.append(kernel[:, k], bias[k]) for k, name in enumerate(names)}
+    return body, {name: np.append(kernel[:, k], bias[k]) for k, name in enumerate(names)}
 
 
 @pytest.fixture(scope="module")
 def first(tmp_path_factory, convolution_backbone) -> Path:
-    """The model.tar.gz of a job on three classes of photos."""
+    """The model.tar.gz of a job that trained a whole network on three classes of photos; its backbone is gone."""
     folder = tmp_path_factory.mktemp("first")
-    data = photos(folder / "data", "cyan", "magenta", "yellow")
-    record = tf_finetune.train(
-        training=data, output=folder, model_name="m", backbone=str(convolution_backbone), **PLAIN
+    body = shutil.copytree(convolution_backbone, folder / "body")
+    tf_finetune.train(
+        training=photos(folder / "data", *TONES),
+        output=folder,
+        model_name="n",
+        backbone=str(body),
+        train_only_top_layer=False,
+        epochs=2,
+        learning_rate=0.01,
+        **PLAIN,
     )
-    assert record["metrics"]["validation"]["accuracy"] == 1
-    assert record["parent_model"] is None and record["earlier"] is None
-    return folder / "m" / "output" / "model.tar.gz"
+    shutil.rmtree(body)
+    return result(folder)
 
 
-def test_a_new_class_is_fitted_beside_the_old_rows(first, tmp_path):
-    data = photos(tmp_path / "data", "cyan", "magenta", "white", "yellow", seed=1)
-    record = tf_finetune.train(training=data, model=first.parent, output=tmp_path, model_name="n", **GOING_ON)
-    assert record["class_names"] == ["cyan", "magenta", "white", "yellow"]
-    assert record["metrics"]["validation"]["accuracy"] == 1
-    told = record["earlier"]
-    print(json.dumps(told, indent=1), json.dumps(record["parent_model"], indent=1))
-    assert told["head"] == "gone on with" and told["added"] == ["white"] and not told["missing"]
+def test_old_rows_and_the_backbone_are_kept_where_a_class_is_missing_and_another_is_new(first, tmp_path):
+    data = photos(tmp_path / "data", "cyan", "magenta", "white", seed=1)
+    record = go_on(data, first, tmp_path)
+    body, rows = weights_of(result(tmp_path), tmp_path / "new")
+    old_body, old_rows = weights_of(first, tmp_path / "old")
+    assert list(rows) == record["class_names"] == ["cyan", "magenta", "white", "yellow"]
+    assert all(np.array_equal(mine, other) for mine, other in zip(body, old_body, strict=True))
+    np.testing.assert_array_equal(rows["yellow"], old_rows["yellow"])
+    told, parent = record["earlier"], record["parent_model"]
+    assert (told["head"], told["added"], told["missing"]) == ("gone on with", ["white"], ["yellow"])
+    assert told["caution"] is None
+    assert told["fared"]["examples"] == sum(row["support"] for row in told["fared"]["per_class"].values())
+    assert told["fared"]["per_class"]["cyan"] == {"support": 1, "before": 1.0, "after": 1.0}
+    assert told["fared"]["per_class"]["yellow"] == {"support": 0, "before": None, "after": None}
+    assert (parent["class_names"], parent["layout"]) == (TONES, "tf_finetune")
+    assert parent["validation"]["accuracy"] == 1
+    assert record["backbone"] == parent["backbone"]
+    assert any("yellow" in line for line in record["warnings"])
+    page = (tmp_path / "n" / "output" / "data" / "report.html").read_text()
+    assert "Beside the earlier result" in page
+    yellow = photos(tmp_path / "more", "yellow", "white", seed=2)
+    answers = tf_finetune.load(result(tmp_path)).predict(sorted(yellow.glob("*/*.png")))
+    assert [answer["predicted_label"] for answer in answers] == ["white"] * 8 + ["yellow"] * 8
+
+
+def test_an_earlier_model_that_is_better_in_validation_stays_as_it_was(first, tmp_path, without_export):
+    wrong = tmp_path / "wrong"
+    for tone, other in zip(TONES, [*TONES[1:], TONES[0]], strict=True):
+        shutil.copytree(photos(tmp_path / f"as-{other}", tone, seed=3) / tone, wrong / other)
+    right = photos(tmp_path / "right", *TONES, seed=4)
+    for given in ({}, {"optimizer": "adam", "epochs": 9, "learning_rate": 0.5}):
+        record = go_on(wrong, first, tmp_path / str(len(given)), validation=right, **given)
+        assert record["earlier"]["head"] == "kept as it was"
+        assert record["best_epoch"] == 0
+        assert record["metrics"]["validation"]["accuracy"] == 1
+        fared = record["earlier"]["fared"]
+        assert fared["before"] == fared["after"] == pytest.approx(
+            {name: record["metrics"]["validation"][name] for name in ("accuracy", "loss")}
+        )
+
+
+def test_a_head_begins_where_the_earlier_one_ended(first, tmp_path, without_export):
+    steps = {"optimizer": "sgd", "momentum": 0.0, "learning_rate": 0.0, "epochs": 1, "dropout_rate": 0.0}
+    data = photos(tmp_path / "data", *TONES)
+    record = go_on(data, first, tmp_path, **steps)
+    assert record["history"][0]["accuracy"] == 1
+    new = go_on(data, first, tmp_path / "new", reinitialize_top_layer="True", **steps)
+    assert new["earlier"]["head"] == "new"
+    assert new["history"][0]["loss"] == pytest.approx(np.log(3))  # A head of zeros.
+    assert new["earlier"]["fared"]["before"]["accuracy"] == 1
+
+
+def test_a_new_head_knows_the_classes_of_its_data_alone(first, tmp_path, without_export):
+    record = go_on(photos(tmp_path / "data", "cyan", "white"), first, tmp_path, reinitialize_top_layer="True")
+    assert record["class_names"] == ["cyan", "white"]
+    assert (record["earlier"]["added"], record["earlier"]["missing"]) == (["white"], ["magenta", "yellow"])
+
+
+def test_a_whole_network_goes_on_from_the_archives_own_weights(first, tmp_path):
+    old_body, _ = weights_of(first, tmp_path / "old")
+    data = photos(tmp_path / "data", *TONES)
+    whole = {"train_only_top_layer": False, "optimizer": "sgd", "momentum": 0.0, "epochs": 1, "learning_rate": 1e-6}
+    record = go_on(data, tmp_path / "old", tmp_path, **whole)
+    body, _ = weights_of(result(tmp_path), tmp_path / "new")
+    largest = max(np.abs(mine - other).max() for mine, other in zip(body, old_body, strict=True))
+    assert largest < 1e-4
+    if record["earlier"]["head"] == "gone on with":
+        assert largest > 0
+
+
+def test_validation_may_have_classes_of_the_earlier_result_that_training_lacks(first, tmp_path, without_export):
+    data = photos(tmp_path / "data", "cyan", "white")
+    record = go_on(data, first, tmp_path, validation=photos(tmp_path / "validation", *COLOURS, seed=5))
+    assert record["metrics"]["validation"]["per_class"]["yellow"]["support"] == 8
+    assert record["earlier"]["fared"]["examples"] == 24
+    assert "may flatter" in record["earlier"]["caution"]
+
+
+def test_one_unit_for_two_classes_becomes_one_for_each(convolution_backbone, tmp_path, without_export, monkeypatch):
+    monkeypatch.undo()  # The first archive is needed.
+    data = photos(tmp_path / "data", "cyan", "magenta")
+    given = {"training": data, "output": tmp_path, "model_name": "n", "backbone": str(convolution_backbone)}
+    old = tf_finetune.train(**given, binary_mode=True, **PLAIN)
+    again = go_on(data, result(tmp_path), tmp_path / "again")
+    assert again["hyperparameters"]["binary_mode"] is True
+    assert again["hyperparameter_sources"]["binary_mode"] == "earlier"
+    assert again["metrics"]["validation"]["loss"] <= old["metrics"]["validation"]["loss"] + EQUAL
+    steps = {"optimizer": "sgd", "momentum": 0.0, "learning_rate": 0.0, "epochs": 1, "dropout_rate": 0.0}
+    two = go_on(data, result(tmp_path), tmp_path / "two", binary_mode=False, **steps)
+    assert two["earlier"]["fared"]["after"] == pytest.approx(two["earlier"]["fared"]["before"])
+    more = go_on(photos(tmp_path / "more", "cyan", "magenta", "white"), result(tmp_path), tmp_path / "three")
+    assert more["hyperparameters"]["binary_mode"] is False
+    assert more["earlier"]["fared"]["after"]["accuracy"] == 1
+
+
+def test_an_encoder_goes_on_with_the_preprocessing_that_its_archive_holds(bert_pair, tmp_path):
+    encoder, preprocessor = (shutil.copytree(part, tmp_path / part.name) for part in bert_pair)
+    rows = [(name, f"{word} film {number}") for name, word in GOOD_OR_BAD for number in range(6)]
+    data = builders.write_csv(tmp_path / "data", rows)
+    given = {"training": data, "output": tmp_path, "model_name": "n", "backbone": str(encoder), **QUICK}
+    tf_finetune.train(**given, preprocessor=str(preprocessor), max_sequence_length=16)
+    shutil.rmtree(encoder)
+    shutil.rmtree(preprocessor)
+    channel = tmp_path / "n"  # The job's whole folder.
+    record = go_on(data, channel, tmp_path / "again", train_only_top_layer=False, epochs=1)
+    assert record["metrics"]["validation"]["accuracy"] == record["earlier"]["fared"]["before"]["accuracy"] == 1
+    assert record["hyperparameters"]["max_sequence_length"] == 16
+    assert record["hyperparameter_sources"]["max_sequence_length"] == "earlier"
+
+
+# JumpStart's layout
+
+
+@pytest.mark.parametrize(("pixels", "units"), [((-1.0, 1.0), None), ((0.0, 1.0), 1)], ids=["softmax", "sigmoid"])
+def test_a_model_in_jumpstarts_layout_is_gone_on_with(tmp_path, pixels, units):
+    names = TONES if units is None else TONES[:2]
+    colours = {name: COLOURS[name] for name in names}
+    model = builders.save_jumpstart_model(tmp_path / "unpacked", colours, pixels=pixels, units=units)
+    archive.pack(model, tmp_path / "channel" / "model.tar.gz")
+    data = photos(tmp_path / "data", *names, "white")
+    record = go_on(data, tmp_path / "channel", tmp_path)
+    assert record["class_names"] == sorted([*names, "white"])
+    assert record["parent_model"]["layout"] == "JumpStart"
+    fared = record["earlier"]["fared"]
+    assert fared["before"]["accuracy"] == fared["after"]["accuracy"] == 1
+    # What the head says of its features here is what the archive itself answers to the photos.
+    files = sorted(path for name in names for path in (data / name).glob("*.png"))
+    serve = tf.saved_model.load(str(model / "1")).signatures["serving_default"]
+    answers = serve(bytes_inputs=tf.constant([path.read_bytes() for path in files]))["probabilities"].numpy()
+    assert (answers.argmax(axis=1) if units is None else answers[:, 0] > 0.5).tolist() == [
+        names.index(path.parent.name) for path in files
+    ]
+    again = [answer["predicted_label"] for answer in tf_finetune.load(result(tmp_path)).predict(files)]
+    assert again == [path.parent.name for path in files]

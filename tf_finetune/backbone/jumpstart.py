@@ -24,7 +24,7 @@ from tf_finetune.errors import BackboneError
 
 DESCRIBED = "pixels.json"
 PASSED = frozenset({"Identity", "Softmax", "Sigmoid", "Cast", "StopGradient"})  # Between the head and the answer.
-SIDES = (32, 1024)  # Pixels that an image_size may have.
+SIDES = (8, 1024)  # Pixels that an image_size may have.
 TOLERANCE = 0.02  # Of the measured range; a grey is off by half a level.
 WAYS_OUT = "Give its backbone alone as a SavedModel from pixels to features, or reinitialize from another backbone"
 
@@ -87,7 +87,11 @@ def _one_graph(loaded: Any, path: Path, output_key: str) -> tuple[Any, tf.Tensor
     except Exception as error:  # What TensorFlow raises then is not documented.
         reason = (str(error).strip().split("\n") or [""])[0][:200]
         raise BackboneError(f"{path} cannot be made one graph of constants: {reason}. {WAYS_OUT}.") from None
-    return frozen, frozen.inputs[0], frozen.outputs[0]
+    definition = frozen.graph.as_graph_def()
+    for node in definition.node:  # Control edges lead from each part to the photos, and would forbid to cut it off.
+        del node.input[len([name for name in node.input if not name.startswith("^")]) :]
+    whole = tf.compat.v1.wrap_function(lambda: tf.compat.v1.import_graph_def(definition, name=""), [])
+    return whole, *(whole.graph.get_tensor_by_name(one[0].name) for one in (frozen.inputs, frozen.outputs))
 
 
 def _head_of(answer: tf.Tensor, path: Path) -> tuple[tf.Tensor, Head]:
@@ -138,7 +142,7 @@ def _is_pixels(tensor: tf.Tensor) -> bool:
 
 
 def _above(operation: tf.Operation, without: tf.Operation | None) -> Iterator[tf.Operation]:
-    """Gives an operation and all that it depends on; what only `without` leads to is left out."""
+    """Gives an operation and all that its value depends on; what only `without` leads to is left out."""
     seen, waiting = set(), [operation]
     while waiting:
         one = waiting.pop()
@@ -146,7 +150,7 @@ def _above(operation: tf.Operation, without: tf.Operation | None) -> Iterator[tf
             continue
         seen.add(one)
         yield one
-        waiting += [tensor.op for tensor in one.inputs] + list(one.control_inputs)
+        waiting += [tensor.op for tensor in one.inputs]
 
 
 def _measured(decode: Any, path: Path) -> tuple[int, tuple[float, float]]:
