@@ -340,7 +340,9 @@ def save_jumpstart_model(
 
     low, high = pixels
     inputs = keras.Input([image_size, image_size, 3])
-    hidden = keras.layers.Conv2D(6, 3, activation="tanh", kernel_initializer=keras.initializers.GlorotUniform(1))(inputs)
+    hidden = keras.layers.Conv2D(6, 3, activation="tanh", kernel_initializer=keras.initializers.GlorotUniform(1))(
+        inputs
+    )
     body = keras.Model(inputs, keras.layers.GlobalAveragePooling2D()(hidden))
     head = keras.layers.Dense(units or len(colours))
     model = keras.Sequential([body, keras.layers.Dropout(0.2), head])

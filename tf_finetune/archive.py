@@ -27,6 +27,7 @@ NAME_LIMIT = 1024  # Bytes of a member's name.
 PART_LIMIT = 255  # Bytes between two slashes: what the usual file systems hold.
 DEPTH_LIMIT = 64  # Folders within folders.
 DESCRIPTION = "tf_finetune.json"  # The file of a model's archive that says what it is.
+FORMATS = (1,)  # Of that file, as far as they can be read.
 TASKS = ("image", "text")
 
 _CHUNK = 1 << 16  # Bytes. Also the longest header that is read, for headers go into memory whole.
@@ -289,12 +290,11 @@ def _files(place: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
         return
     with place.open("rb") as raw:
         stream = gzip.GzipFile(fileobj=raw) if raw.peek(2).startswith(_GZIP_MAGIC) else raw
-        members = itertools.islice(_members(_Reader(cast(BinaryIO, stream), MAX_BYTES)), MAX_MEMBERS)
-        for tar, member in members:
+        for tar, member in itertools.islice(_members(_Reader(cast(BinaryIO, stream), MAX_BYTES)), MAX_MEMBERS):
             if member.isreg():
                 yield "/".join(_parts(member)), functools.partial(_beginning, tar.extractfile, member)
 
 
 def _beginning(opened: Callable[..., Any], *arguments: Any) -> bytes:
     with opened(*arguments) as source:
-        return source.read(_DESCRIPTION_LIMIT)
+        return b"".join(source.read(_CHUNK) for _ in range(_DESCRIPTION_LIMIT // _CHUNK))

@@ -11,7 +11,8 @@ import pytest
 
 import tf_finetune
 from tests import builders
-from tf_finetune import archive
+from tf_finetune import archive, backbone
+from tf_finetune.backbone import jumpstart
 from tf_finetune.errors import BackboneError, HyperparameterError
 
 import tensorflow as tf  # isort: skip
@@ -21,7 +22,7 @@ TONES = list(builders.COLOURS)
 GOOD_OR_BAD = [("bad", "bad"), ("good", "good")]
 QUICK = {"calibrate": False, "cache_dir": "none"}
 PLAIN = {"image_size": 16, "pixel_range": "0,1", **QUICK}
-EQUAL = 1e-5
+STILL = {"optimizer": "sgd", "momentum": 0.0, "learning_rate": 0.0, "epochs": 1, "dropout_rate": 0.0}
 
 
 def photos(folder: Path, *names: str, per_class: int = 8, seed: int = 0) -> Path:
@@ -99,17 +100,18 @@ def test_an_earlier_model_that_is_better_in_validation_stays_as_it_was(first, tm
         assert record["best_epoch"] == 0
         assert record["metrics"]["validation"]["accuracy"] == 1
         fared = record["earlier"]["fared"]
-        assert fared["before"] == fared["after"] == pytest.approx(
-            {name: record["metrics"]["validation"][name] for name in ("accuracy", "loss")}
+        assert (
+            fared["before"]
+            == fared["after"]
+            == pytest.approx({name: record["metrics"]["validation"][name] for name in ("accuracy", "loss")})
         )
 
 
 def test_a_head_begins_where_the_earlier_one_ended(first, tmp_path, without_export):
-    steps = {"optimizer": "sgd", "momentum": 0.0, "learning_rate": 0.0, "epochs": 1, "dropout_rate": 0.0}
     data = photos(tmp_path / "data", *TONES)
-    record = go_on(data, first, tmp_path, **steps)
-    assert record["history"][0]["accuracy"] == 1
-    new = go_on(data, first, tmp_path / "new", reinitialize_top_layer="True", **steps)
+    record = go_on(data, first, tmp_path, **STILL)
+    assert record["history"][0]["val_loss"] == pytest.approx(record["earlier"]["fared"]["before"]["loss"])
+    new = go_on(data, first, tmp_path / "new", reinitialize_top_layer="True", **STILL)
     assert new["earlier"]["head"] == "new"
     assert new["history"][0]["loss"] == pytest.approx(np.log(3))  # A head of zeros.
     assert new["earlier"]["fared"]["before"]["accuracy"] == 1
@@ -135,25 +137,33 @@ def test_a_whole_network_goes_on_from_the_archives_own_weights(first, tmp_path):
 
 def test_validation_may_have_classes_of_the_earlier_result_that_training_lacks(first, tmp_path, without_export):
     data = photos(tmp_path / "data", "cyan", "white")
-    record = go_on(data, first, tmp_path, validation=photos(tmp_path / "validation", *COLOURS, seed=5))
+    validation = photos(tmp_path / "validation", *COLOURS, seed=5)
+    shutil.copy(validation / "yellow" / "0.png", validation / "white" / "copy.png")  # One photo in two classes.
+    record = go_on(data, first, tmp_path, validation=validation)
+    assert "label_conflict" in [finding["kind"] for finding in record["data"]["findings"]]
     assert record["metrics"]["validation"]["per_class"]["yellow"]["support"] == 8
     assert record["earlier"]["fared"]["examples"] == 24
     assert "may flatter" in record["earlier"]["caution"]
 
 
-def test_one_unit_for_two_classes_becomes_one_for_each(convolution_backbone, tmp_path, without_export, monkeypatch):
-    monkeypatch.undo()  # The first archive is needed.
+@pytest.fixture(scope="module")
+def binary(tmp_path_factory, mean_backbone) -> Path:
+    """The model.tar.gz of a job with one unit for two classes."""
+    folder = tmp_path_factory.mktemp("binary")
+    data, backbone = photos(folder / "data", "cyan", "magenta"), str(mean_backbone)
+    tf_finetune.train(training=data, output=folder, model_name="n", backbone=backbone, binary_mode=True, **PLAIN)
+    return result(folder)
+
+
+def test_one_unit_for_two_classes_becomes_one_for_each(binary, tmp_path, without_export):
     data = photos(tmp_path / "data", "cyan", "magenta")
-    given = {"training": data, "output": tmp_path, "model_name": "n", "backbone": str(convolution_backbone)}
-    old = tf_finetune.train(**given, binary_mode=True, **PLAIN)
-    again = go_on(data, result(tmp_path), tmp_path / "again")
+    again = go_on(data, binary, tmp_path / "again", **STILL)
     assert again["hyperparameters"]["binary_mode"] is True
     assert again["hyperparameter_sources"]["binary_mode"] == "earlier"
-    assert again["metrics"]["validation"]["loss"] <= old["metrics"]["validation"]["loss"] + EQUAL
-    steps = {"optimizer": "sgd", "momentum": 0.0, "learning_rate": 0.0, "epochs": 1, "dropout_rate": 0.0}
-    two = go_on(data, result(tmp_path), tmp_path / "two", binary_mode=False, **steps)
+    assert again["earlier"]["fared"]["after"] == pytest.approx(again["earlier"]["fared"]["before"])
+    two = go_on(data, binary, tmp_path / "two", binary_mode=False, **STILL)
     assert two["earlier"]["fared"]["after"] == pytest.approx(two["earlier"]["fared"]["before"])
-    more = go_on(photos(tmp_path / "more", "cyan", "magenta", "white"), result(tmp_path), tmp_path / "three")
+    more = go_on(photos(tmp_path / "more", "cyan", "magenta", "white"), binary, tmp_path / "three")
     assert more["hyperparameters"]["binary_mode"] is False
     assert more["earlier"]["fared"]["after"]["accuracy"] == 1
 
@@ -188,12 +198,62 @@ def test_a_model_in_jumpstarts_layout_is_gone_on_with(tmp_path, pixels, units):
     assert record["parent_model"]["layout"] == "JumpStart"
     fared = record["earlier"]["fared"]
     assert fared["before"]["accuracy"] == fared["after"]["accuracy"] == 1
-    # What the head says of its features here is what the archive itself answers to the photos.
     files = sorted(path for name in names for path in (data / name).glob("*.png"))
+    answers = [answer["predicted_label"] for answer in tf_finetune.load(result(tmp_path)).predict(files)]
+    assert answers == [path.parent.name for path in files]
+
+
+def converted(model: Path, folder: Path, with_head: bool = True) -> backbone.Backbone:
+    jumpstart.convert(model / "1", folder, "probabilities", with_head, False)
+    return backbone.Backbone(folder)
+
+
+@pytest.mark.parametrize("pixels", [(0.0, 1.0), (-1.0, 1.0), (0.0, 255.0)])
+def test_backbone_and_head_of_jumpstarts_layout_answer_as_the_whole(tmp_path, pixels):
+    model = builders.save_jumpstart_model(tmp_path / "model", COLOURS, pixels=pixels)
+    body = converted(model, tmp_path / "body")
+    low, high = jumpstart.pixel_range_of(tmp_path / "body")
+    photo = np.random.default_rng(0).integers(0, 256, [16, 16, 3]).astype(np.uint8)
     serve = tf.saved_model.load(str(model / "1")).signatures["serving_default"]
-    answers = serve(bytes_inputs=tf.constant([path.read_bytes() for path in files]))["probabilities"].numpy()
-    assert (answers.argmax(axis=1) if units is None else answers[:, 0] > 0.5).tolist() == [
-        names.index(path.parent.name) for path in files
-    ]
-    again = [answer["predicted_label"] for answer in tf_finetune.load(result(tmp_path)).predict(files)]
-    assert again == [path.parent.name for path in files]
+    whole = serve(bytes_inputs=tf.stack([tf.io.encode_png(photo)]))["probabilities"].numpy()
+    features = body(photo[np.newaxis].astype(np.float32) / 255 * (high - low) + low).numpy()
+    np.testing.assert_allclose(tf.nn.softmax(features @ body.head.kernel + body.head.bias), whole, atol=1e-6)
+
+
+def test_a_pretrained_model_in_jumpstarts_layout_is_a_backbone(tmp_path, without_export):
+    model = builders.save_jumpstart_model(tmp_path / "model", COLOURS, info={"finetuned": False})
+    record = go_on(photos(tmp_path / "data", "cyan", "white"), model, tmp_path)
+    assert record["class_names"] == ["cyan", "white"]
+    assert record["metrics"]["validation"]["accuracy"] == 1
+    assert record["earlier"] is None
+
+
+def test_a_model_that_cannot_be_taken_apart_is_refused(tmp_path):
+    model = builders.save_jumpstart_model(tmp_path / "model", COLOURS)
+
+    def saved(name: str, call, spec=None) -> Path:
+        module = tf.Module()
+        function = tf.function(call, input_signature=[spec or tf.TensorSpec([None], tf.string, name="bytes_inputs")])
+        tf.saved_model.save(module, str(tmp_path / name / "1"), signatures={"serving_default": function})
+        return tmp_path / name
+
+    def hashed(photos):
+        return {"p": tf.cast(tf.strings.to_hash_bucket_fast(photos, 9)[:, tf.newaxis], tf.float32) @ tf.ones([1, 2])}
+
+    undense = saved("undense", lambda photos: {"p": tf.one_hot(tf.strings.length(photos), 2)})
+    unseen = saved("unseen", hashed)
+    numbers = saved("numbers", lambda x: {"p": x @ tf.ones([3, 2])}, tf.TensorSpec([None, 3], name="x"))
+    for place, part in (
+        (undense, "does not end in a dense layer"),
+        (unseen, "no batch of pixels"),
+        (numbers, "no serving_default signature from encoded photos"),
+    ):
+        with pytest.raises(BackboneError, match=part):
+            converted(place, tmp_path / f"of-{place.name}")
+    labels = {"labels": ["a", "b", "c"]}
+    (model / "labels_info.json").write_text(json.dumps(labels))
+    with pytest.raises(BackboneError, match="is damaged: expected a head of 6 features and 3 units"):
+        go_on(photos(tmp_path / "data", "cyan", "white"), model, tmp_path)
+    (model / "labels_info.json").write_text(json.dumps({"labels": list(COLOURS)}))
+    with pytest.raises(HyperparameterError, match="pixel_range: the earlier result"):
+        go_on(tmp_path / "data", model, tmp_path, pixel_range="0,1")

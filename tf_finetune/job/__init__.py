@@ -76,10 +76,16 @@ class Job:
         return {channel: folder for channel, folder in held.items() if folder}
 
     @property
+    def model_place(self) -> str:
+        """What names the backbone or the earlier result, as the user wrote it where it is a channel in S3."""
+        given = self.places.get("model", "")
+        return given if s3.is_s3(given) and self.sources["backbone"] != "user" else self.handle
+
+    @property
     def backbone(self) -> str:
         """What the backbone is called: its id or handle, and of an earlier result that which it was made from."""
         made_from = self.earlier.backbone if self.earlier else ""
-        return made_from or (self.card.id if self.card else self.handle)
+        return made_from or (self.card.id if self.card else self.model_place)
 
     @property
     def keeps_head(self) -> bool:

@@ -24,7 +24,9 @@ def handle_of(values: Mapping[str, Any], model_channel: Path | None, task: str) 
         default = hyperparameters.default("backbone", task)
         handle = str(values.get("backbone", default))
         if not _named_card(handle) and os.path.isdir(storage.expanded(handle)):
-            handle = str(earlier.locate(Path(storage.expanded(handle))) or handle)
+            folder = Path(storage.expanded(handle))
+            found = earlier.locate(folder)
+            handle = handle if found in (None, folder) else str(found)
     else:
         handle = str(_in_model_channel(model_channel))
     if _named_card(handle) or handle.startswith(("http://", "https://")):

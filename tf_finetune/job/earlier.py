@@ -17,7 +17,6 @@ from tf_finetune.errors import BackboneError, ExportError, HyperparameterError, 
 from tf_finetune.hyperparameters import Hyperparameters
 
 OURS, JUMPSTART = "tf_finetune", "JumpStart"
-FORMATS = (1,)  # Of tf_finetune.json.
 ARCHIVE = "model.tar.gz"
 LABELS, INDICES = "labels_info.json", "class_label_to_prediction_index.json"
 INFO_KEYS = frozenset({"finetuned", "pixel_scaling_method", "output_key"})  # Any of them marks JumpStart's model info.
@@ -94,7 +93,7 @@ def find(place: Path) -> Earlier | None:
         info = next(filter(None, map(_info, files.values())), {})
         if info or LABELS in files or INDICES in files:
             return _of_jumpstart(place, info, files)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, HyperparameterError):
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, HyperparameterError):
         raise BackboneError(
             f"{place} holds an earlier result whose JSON files are broken: expected class names and what tf_finetune "
             "or JumpStart writes beside 1/saved_model.pb. Fetch it anew, or give the SavedModel alone, in 1/."
@@ -185,9 +184,9 @@ def union(found: Earlier | None, class_names: Sequence[str]) -> tuple[str, ...]:
 
 def _of_ours(place: Path, told: Mapping[str, Any]) -> Earlier:
     version = told["format_version"]
-    if version not in FORMATS:
+    if version not in archive.FORMATS:
         raise BackboneError(
-            f"{place} has format {version}; this tf_finetune goes on from {FORMATS[-1]}. Install a newer one."
+            f"{place} has format {version}; this tf_finetune goes on from {archive.FORMATS[-1]}. Install a newer one."
         )
     task = told["task"]
     if task not in hyperparameters.PLURALS:

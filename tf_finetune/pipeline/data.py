@@ -80,8 +80,8 @@ def read(planned: Job, scratch: Path) -> Data:
     missing = [name for name in names if name not in everything.class_names]
     if missing:
         warnings.append(
-            f"{counted(len(missing), 'class')} of the earlier result without training examples, which the model still "
-            f"answers as it did: {listed(missing)}"
+            f"{counted(len(missing), 'class')} of the earlier result without training examples stay in the model: "
+            f"{listed(missing)}"
         )
     for line in warnings:
         log.warning("%s", line)

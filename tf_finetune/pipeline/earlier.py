@@ -217,7 +217,7 @@ def describe(
     return {
         "parent_model": {
             "layout": found.layout,
-            "place": str(found.place),
+            "place": planned.model_place,
             "sha256": found.sha256,
             "backbone": found.backbone or None,
             "class_names": list(found.class_names),

@@ -38,7 +38,7 @@ def describe(
         "warnings": warnings,
         "command": command_of(planned),
         "job": {
-            "parent_model": planned.handle if planned.earlier else planned.backbone,
+            "parent_model": planned.model_place if planned.earlier else planned.backbone,
             "name": planned.name,
             "arn": planned.arn,
             "training_seconds": None,
@@ -63,7 +63,8 @@ def command_of(planned: Job) -> str:
     for name, folder in planned.folders.items():
         words += [f"--{name}", planned.places.get(name, str(folder))]
     chosen = {name: value for name, value in planned.settings.model_dump().items() if planned.sources[name] == "user"}
-    for name, value in {**chosen, "backbone": planned.handle}.items():
+    flag = "backbone" if planned.model_place == planned.handle else "model"
+    for name, value in {**chosen, flag: planned.model_place}.items():
         words += [f"--{name.replace('_', '-')}", str(value)]
     words += ["--split", str(planned.split)] if planned.split else []
     words += ["--checkpoints", str(planned.checkpoints)] if planned.checkpoints else []
