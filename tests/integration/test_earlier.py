@@ -233,7 +233,9 @@ def test_a_model_that_cannot_be_taken_apart_is_refused(tmp_path):
 
     def saved(name: str, call, spec=None) -> Path:
         module = tf.Module()
-        function = tf.function(call, input_signature=[spec or tf.TensorSpec([None], tf.string, name="bytes_inputs")])
+        function = tf.function(
+            call, input_signature=[spec or tf.TensorSpec([None], tf.string, name="bytes_inputs")], autograph=False
+        )
         tf.saved_model.save(module, str(tmp_path / name / "1"), signatures={"serving_default": function})
         return tmp_path / name
 
