@@ -384,3 +384,13 @@ def test_one_unit_goes_on_as_two_classes_do():
     two = solver.solve(features, labels, 2, start=(kernel * halves, bias * halves))
     assert one.kernel.shape == (12, 1)
     np.testing.assert_allclose(answers(one, features), answers(two, features), atol=CLOSE)
+
+
+def test_a_weak_penalty_forgets_the_earlier_head(monkeypatch):
+    monkeypatch.setattr(solver, "DEFAULT_STRENGTH", 1e-7)
+    monkeypatch.setattr(solver, "FOLDS", 0)
+    features, labels = clusters(600)
+    kernel = np.random.default_rng(1).normal(0, 0.5, [12, 3]).astype(np.float32)
+    start = (kernel, np.array([1, -1, 0.5], np.float32))
+    one, other = (solver.solve(features, labels, 3, start=given) for given in (None, start))
+    np.testing.assert_allclose(answers(one, features), answers(other, features), atol=1e-2)

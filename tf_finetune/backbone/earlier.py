@@ -88,7 +88,7 @@ def opened(path: Path, loaded: Any) -> Opened:
         with np.load(path / HEAD, allow_pickle=False) as held:
             return Opened(loaded, head=Head(held["kernel"], held["bias"]), root=loaded)
     bodies, weights = getattr(loaded, "backbone", None), getattr(loaded, "weights", None)
-    if not isinstance(bodies, (list, tuple)) or not isinstance(weights, (list, tuple)) or len(weights) < 2:
+    if not (isinstance(bodies, list) and isinstance(weights, list) and bodies and len(weights) > 1):
         return Opened(loaded, root=loaded)
     kernel, bias = (weight.numpy() for weight in weights[-2:])
     return Opened(bodies[0], bodies[1] if len(bodies) > 1 else None, Head(kernel, bias), loaded)
