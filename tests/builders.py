@@ -320,6 +320,58 @@ def preprocessing_of(planned, body):
     return images.plan(planned.settings, planned.card, planned.handle, interface.image_size(body.interface))
 
 
+def save_jumpstart_model(
+    folder: Path, colours: dict, image_size: int = 16, pixels=(0.0, 1.0), units: int | None = None, info=None
+) -> Path:
+    """Writes a fine-tuned model as SageMaker JumpStart's training does, which tells flat colours with certainty.
+
+    Args:
+        folder: Gets 1/, labels_info.json and __models_info__.json.
+        colours: RGB in [0, 255] of each class name.
+        image_size: Pixels.
+        pixels: Values of black and white that its Keras model takes.
+        units: 1 for a sigmoid of the second class.
+        info: What the model info says otherwise.
+    """
+    import json
+
+    import keras
+    import tensorflow as tf
+
+    low, high = pixels
+    inputs = keras.Input([image_size, image_size, 3])
+    hidden = keras.layers.Conv2D(6, 3, activation="tanh", kernel_initializer=keras.initializers.GlorotUniform(1))(
+        inputs
+    )
+    body = keras.Model(inputs, keras.layers.GlobalAveragePooling2D()(hidden))
+    head = keras.layers.Dense(units or len(colours))
+    model = keras.Sequential([body, keras.layers.Dropout(0.2), head])
+    flat = np.stack([np.full([image_size, image_size, 3], colour, np.float32) for colour in colours.values()])
+    features = body(flat / 255 * (high - low) + low).numpy()
+    wanted = 8.0 * np.eye(len(colours)) if units is None else np.array([[-8.0], [8.0]])
+    model.build([None, image_size, image_size, 3])
+    head.set_weights([np.linalg.pinv(features) @ wanted, np.zeros(wanted.shape[1])])
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="bytes_inputs")])
+    def serve(bytes_inputs):
+        def decoded(content):
+            photo = tf.io.decode_image(content, channels=3, expand_animations=False)
+            return tf.image.resize(photo, [image_size, image_size])
+
+        photos = tf.map_fn(decoded, bytes_inputs, fn_output_signature=tf.float32)
+        logits = model(photos / 255.0 * (high - low) + low, training=False)
+        return {"probabilities": tf.nn.softmax(logits) if units is None else tf.sigmoid(logits)}
+
+    saved = tf.Module()
+    saved.model = model
+    tf.saved_model.save(saved, str(folder / "1"), signatures={"serving_default": serve})
+    told = {"image_size": image_size, "finetuned": True, "signature": "serving_default", "output_key": "probabilities"}
+    told |= {"pixel_scaling_method": "zero_mean_unit_variance", **(info or {})}
+    (folder / "labels_info.json").write_text(json.dumps({"labels": list(colours)}))
+    (folder / "__models_info__.json").write_text(json.dumps(told))
+    return folder
+
+
 def write_csv(folder: Path, rows, name: str = "data.csv", encoding: str = "utf-8", newline: str = "\n") -> Path:
     """Writes rows, (class, text) each, quoted where they must be, and returns the folder; .gz at the end packs them."""
     import csv

@@ -39,7 +39,8 @@ def train(
         model_name: Name of the job; by default that of the training folder.
         validation: Like training; without it a part of training is kept for validation.
         test: Like training; scored once, at the end.
-        model: Folder or .tar.gz of a pretrained SavedModel, instead of the hyperparameter `backbone`.
+        model: Folder or .tar.gz of a pretrained SavedModel or of an earlier result, instead of the hyperparameter
+            `backbone`.
         replicas: Devices to train on; by default all GPUs, or the CPU.
         cache_dir: Folder where features are kept between jobs, or "none"; by default below TF_FINETUNE_CACHE.
         split: The split.csv of an earlier job, whose examples stay where they were; new ones join them.

@@ -12,9 +12,9 @@ import shutil
 import tarfile
 import uuid
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path, PureWindowsPath
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 from tf_finetune.errors import ExportError
 
@@ -27,6 +27,7 @@ NAME_LIMIT = 1024  # Bytes of a member's name.
 PART_LIMIT = 255  # Bytes between two slashes: what the usual file systems hold.
 DEPTH_LIMIT = 64  # Folders within folders.
 DESCRIPTION = "tf_finetune.json"  # The file of a model's archive that says what it is.
+FORMATS = (1,)  # Of that file, as far as they can be read.
 TASKS = ("image", "text")
 
 _CHUNK = 1 << 16  # Bytes. Also the longest header that is read, for headers go into memory whole.
@@ -261,16 +262,39 @@ def task_of(archive: Path | str) -> str:
     )
 
 
+def survey(place: Path, wanted: Callable[[str], bool]) -> dict[str, bytes]:
+    """Returns the files of an archive, or of a folder and the folders in it, by their names with forward slashes.
+
+    Args:
+        place: The archive or the folder.
+        wanted: Asked of each name; those files come with the beginning of their content, the others with none.
+
+    Raises:
+        ExportError: It cannot be read, is damaged, or is unsafe to unpack.
+    """
+    with _explained(place, place.parent):
+        return {name: read() if wanted(name) else b"" for name, read in _files(place)}
+
+
 def _description(place: Path) -> bytes:
     """Returns the beginning of the file that describes a model, read with the same limits as in unpacking."""
+    return next(read() for name, read in _files(place) if name == DESCRIPTION)
+
+
+def _files(place: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
+    """Gives each file's name, and what reads its beginning until the next is asked for."""
     if place.is_dir():
-        with (place / DESCRIPTION).open("rb") as file:
-            return file.read(_DESCRIPTION_LIMIT)
+        for path in sorted([*place.glob("*"), *place.glob("*/*")]):
+            if path.is_file():
+                yield path.relative_to(place).as_posix(), functools.partial(_beginning, path.open, "rb")
+        return
     with place.open("rb") as raw:
         stream = gzip.GzipFile(fileobj=raw) if raw.peek(2).startswith(_GZIP_MAGIC) else raw
-        members = itertools.islice(_members(_Reader(cast(BinaryIO, stream), MAX_BYTES)), MAX_MEMBERS)
-        tar, member = next(pair for pair in members if pair[1].isreg() and _parts(pair[1]) == [DESCRIPTION])
-        source = tar.extractfile(member)
-        assert source is not None  # It is a file.
-        chunks = iter(functools.partial(source.read, _CHUNK), b"")
-        return b"".join(itertools.islice(chunks, _DESCRIPTION_LIMIT // _CHUNK))
+        for tar, member in itertools.islice(_members(_Reader(cast(BinaryIO, stream), MAX_BYTES)), MAX_MEMBERS):
+            if member.isreg():
+                yield "/".join(_parts(member)), functools.partial(_beginning, tar.extractfile, member)
+
+
+def _beginning(opened: Callable[..., Any], *arguments: Any) -> bytes:
+    with opened(*arguments) as source:
+        return b"".join(source.read(_CHUNK) for _ in range(_DESCRIPTION_LIMIT // _CHUNK))

@@ -24,7 +24,6 @@ from tf_finetune.inspection import conversion
 
 BATCH = 32
 MOST_PIXELS = 200_000_000  # Of a photo that has to be converted.
-FORMATS = (1,)
 
 __all__ = ["Predictor", "devices", "evaluate", "load"]
 
@@ -146,8 +145,10 @@ def _load_folder(folder: Path, place: Path, trusted: bool) -> Predictor:
         ) from None
     if description.get("custom_ops"):
         text_ops.register_text_ops()
-    if version not in FORMATS:
-        raise ExportError(f"{place} has format {version}; this tf_finetune reads {FORMATS[-1]}. Install a newer one.")
+    if version not in archive.FORMATS:
+        raise ExportError(
+            f"{place} has format {version}; this tf_finetune reads {archive.FORMATS[-1]}. Install a newer one."
+        )
     safety.check(folder / "1", trusted)
     try:
         model = tf.saved_model.load(str(folder / "1"))

@@ -497,7 +497,7 @@ def read_sides(backbone: Path, folder: Path, **given):
     only = {"augmentation_random_rotation": 0.0, "augmentation_random_zoom": 0.0}
     task = plan(backbone, folder, augmentation=True, augmentation_random_flip="horizontal", **only, **given)
     parts = data.read(task, folder).parts
-    model, preprocessing = inputs.build_model(task, images, 2)
+    model, preprocessing = inputs.build_model(task, images, ("a", "b"))
     watch, strategy = Stopwatch(), tf.distribute.get_strategy()
     passes = inputs.make_passes(task, model, preprocessing, len(parts["training"]), strategy, watch, None)
     return parts, model, inputs.read_sources(parts, images, preprocessing, passes, task.settings)

@@ -326,3 +326,71 @@ def test_progress_is_told_to_its_end():
     assert set(stages) == {"head"}
     assert list(done) == sorted(done)
     assert done[-1] == total[-1]
+
+
+# Around an earlier head
+
+
+def earlier_head(num_classes: int = 3) -> tuple[np.ndarray, np.ndarray]:
+    """Returns kernel and bias of a head that was solved on many rows of the same clouds."""
+    solved = solver.solve(*clusters(3000, num_classes=num_classes), num_classes)
+    return solved.kernel, solved.bias
+
+
+@pytest.mark.parametrize("size", [12, 100], ids=["more rows", "more features"])
+def test_a_strong_penalty_leaves_the_earlier_kernel_as_it_was(monkeypatch, size):
+    monkeypatch.setattr(solver, "DEFAULT_STRENGTH", 1e7)
+    monkeypatch.setattr(solver, "FOLDS", 0)  # So that no other strength is tried.
+    features, labels = clusters(30, size)
+    kernel = np.random.default_rng(1).normal(0, 0.1, [size, 3]).astype(np.float32)
+    solved = solver.solve(features, labels, 3, start=(kernel, np.zeros(3, np.float32)))
+    np.testing.assert_allclose(solved.kernel, kernel, atol=1e-4)
+
+
+def test_few_rows_improve_on_the_earlier_head_rather_than_replace_it():
+    features, labels = clusters(4000)  # The centres are drawn first, so they are the earlier head's.
+    few, unseen = slice(3000, 3030), slice(3030, None)
+    anew = solver.solve(features[few], labels[few], 3)
+    going_on = solver.solve(features[few], labels[few], 3, start=earlier_head())
+
+    def loss(solved: solver.Solved) -> float:
+        given = answers(solved, features[unseen])
+        return float(-np.log(given[np.arange(len(given)), labels[unseen]]).mean())
+
+    assert loss(going_on) < loss(anew) - 0.05
+
+
+def test_a_start_of_zeros_is_none():
+    features, labels = clusters(60)
+    zeros = (np.zeros([12, 3], np.float32), np.zeros(3, np.float32))
+    one, other = (solver.solve(features, labels, 3, start=start) for start in (None, zeros))
+    np.testing.assert_allclose(answers(one, features), answers(other, features), atol=1e-6)
+
+
+def test_a_class_without_rows_keeps_its_earlier_row():
+    kernel, bias = earlier_head(num_classes=4)
+    features, labels = clusters(60)
+    solved = solver.solve(features, np.array([0, 1, 3])[labels], 4, start=(kernel, bias))
+    np.testing.assert_array_equal(solved.kernel[:, 2], kernel[:, 2])
+    assert solved.bias[2] == bias[2]
+    assert not np.array_equal(solved.kernel[:, 3], kernel[:, 3])
+
+
+def test_one_unit_goes_on_as_two_classes_do():
+    features, labels = clusters(60, num_classes=2)
+    kernel = np.random.default_rng(1).normal(0, 0.5, [12, 1]).astype(np.float32)
+    bias, halves = np.array([0.7], np.float32), np.array([-0.5, 0.5], np.float32)
+    one = solver.solve(features, labels, 2, is_binary=True, start=(kernel, bias))
+    two = solver.solve(features, labels, 2, start=(kernel * halves, bias * halves))
+    assert one.kernel.shape == (12, 1)
+    np.testing.assert_allclose(answers(one, features), answers(two, features), atol=CLOSE)
+
+
+def test_a_weak_penalty_forgets_the_earlier_head(monkeypatch):
+    monkeypatch.setattr(solver, "DEFAULT_STRENGTH", 1e-7)
+    monkeypatch.setattr(solver, "FOLDS", 0)
+    features, labels = clusters(600)
+    kernel = np.random.default_rng(1).normal(0, 0.5, [12, 3]).astype(np.float32)
+    start = (kernel, np.array([1, -1, 0.5], np.float32))
+    one, other = (solver.solve(features, labels, 3, start=given) for given in (None, start))
+    np.testing.assert_allclose(answers(one, features), answers(other, features), atol=1e-2)

@@ -174,9 +174,8 @@ def test_a_model_channel_holds_the_backbone(elsewhere, files, found):
 @pytest.mark.parametrize(
     ("files", "part"),
     [
-        ({"x/": b""}, "should be a SavedModel's folder, or hold one .tar.gz of it; received x."),
+        ({"x/": b""}, "should be a SavedModel's folder, or hold one .tar.gz of it or a model.tar.gz; received x."),
         ({"a.tar.gz": b"", "b.tar.gz": b""}, "received a.tar.gz, b.tar.gz."),
-        ({"tf_finetune.json": b"{}", "1/saved_model.pb": b""}, "holds an earlier result"),
         (None, "received nothing"),
     ],
     ids=str,

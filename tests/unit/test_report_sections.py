@@ -66,6 +66,17 @@ def full() -> dict[str, Any]:
     given["mistakes"] = [{**shown, "predicted_label": "tulips", "probability": 0.982}]
     doubt = {"likely_label": "roses", "probability_of_label": 0.012, "probability_of_likely": 0.951}
     given["label_errors"] = [{**shown, "id": "daisy/2.jpg", "part": "training", "label": "daisy", **doubt}]
+    given["parent_model"] = {"layout": "JumpStart", "place": "old.tar.gz", "backbone": "body", "validation": None}
+    given["parent_model"]["validation"] = {"accuracy": 0.95}
+    moments = {"before": {"accuracy": 0.96, "loss": 0.2}, "after": {"accuracy": 0.88, "loss": 0.3}}
+    recalls = {"daisy": {"support": 20, "before": 1.0, "after": 0.9}, "moss": {"support": 0, "before": None}}
+    given["earlier"] = {
+        "head": "gone on with",
+        "added": ["roses"],
+        "missing": ["moss"],
+        "caution": "it may flatter",
+        "fared": {"examples": 25, **moments, "per_class": recalls},
+    }
     given["command"] = "tf-finetune train --training 'my flowers' --output out"
     return given
 
@@ -247,6 +258,31 @@ def test_without_a_thumbnail_the_example_is_still_named():
 def test_a_thumbnail_from_elsewhere_is_not_shown():
     elsewhere = {"validation/roses/1.jpg": "https://example.org/1.jpg"}
     assert page.render(full(), elsewhere) == page.render(full())
+
+
+# The earlier result
+
+
+def test_the_earlier_classes_are_told_before_and_now():
+    text = page.render(full())
+    assert rows(text, "Beside the earlier result") == [
+        ["daisy", "20", "100.0 %", "90.0 %"],
+        ["moss", "0", "–", "–"],
+        ["accuracy", "25", "96.0 %", "88.0 %"],
+        ["loss", "", "0.200", "0.300"],
+    ]
+    said = Page(section(text, "earlier")).text
+    assert "went on from old.tar.gz (in JumpStart's layout), made from body . Training began with its head." in said
+    assert "validation accuracy 95.0 %." in said
+    assert "New classes: roses ." in said
+    assert "Without training examples now: moss ." in said
+    assert "Mind: it may flatter." in said
+
+
+def test_without_examples_of_its_classes_nothing_is_compared():
+    given = full()
+    given["earlier"]["fared"] = None
+    assert "no validation examples of its classes" in text_of(given)
 
 
 # The data

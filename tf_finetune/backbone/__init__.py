@@ -16,7 +16,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tf_finetune.backbone import freezing, interface
+from tf_finetune.backbone import earlier, freezing, interface
+from tf_finetune.backbone.earlier import Head
 from tf_finetune.errors import BackboneError
 
 log = logging.getLogger(__name__)
@@ -27,6 +28,8 @@ class Backbone(keras.layers.Layer):
 
     Create it inside `strategy.scope()`. Frozen, it is always called with training=False, so that not even its
     batch-norm statistics move.
+
+    An earlier result's SavedModel stands for the backbone in it, with the weights that it has there.
 
     Args:
         path: Folder of the SavedModel.
@@ -56,13 +59,14 @@ class Backbone(keras.layers.Layer):
         self.preprocessor, self.max_sequence_length = preprocessor, max_sequence_length
         self.trusted = trusted
         self.supports_jit = False
-        self.loaded = interface.load_saved_model(self.saved_model, trusted)
+        self.opened = earlier.opened(self.saved_model, interface.load_saved_model(self.saved_model, trusted))
+        self.loaded = self.opened.backbone
         self.interface = interface.read(self.loaded, self.saved_model, task)
         self._regularization_losses = list(getattr(self.loaded, "regularization_losses", None) or [])
         self._adopt_variables()
         if self.interface.takes_tokens:
             self._load_preprocessor()
-        elif max_sequence_length:
+        elif max_sequence_length and not self.opened.head:
             log.warning("max_sequence_length has no effect: backbone %s takes whole texts", path)
         if trainable:
             self._check_trainable()
@@ -78,6 +82,11 @@ class Backbone(keras.layers.Layer):
             for loss in self._regularization_losses:
                 self.add_loss(loss())
         return features
+
+    @property
+    def head(self) -> Head | None:
+        """The head of the earlier result that the backbone was taken from, if it was taken from one."""
+        return self.opened.head
 
     def regularization_loss(self) -> tf.Tensor:
         """Returns float32 []: the sum of the SavedModel's own penalties on its weights; 0 when it has none."""
@@ -163,13 +172,16 @@ class Backbone(keras.layers.Layer):
         }
 
     def _load_preprocessor(self) -> None:
-        if self.preprocessor is None:
+        if self.opened.preprocessor is not None:
+            self.loaded_preprocessor, path = self.opened.preprocessor, self.saved_model
+        elif self.preprocessor is not None:
+            path = Path(self.preprocessor)
+            self.loaded_preprocessor = interface.load_saved_model(path, self.trusted)
+        else:
             raise BackboneError(
                 f"backbone {self.saved_model} takes tokens ({', '.join(sorted(interface.BERT_INPUTS))}), so it needs "
                 "the SavedModel that makes them from texts. Give it as preprocessor."
             )
-        path = Path(self.preprocessor)
-        self.loaded_preprocessor = interface.load_saved_model(path, self.trusted)
         self.pack = interface.make_packer(self.loaded_preprocessor, path, self.max_sequence_length, self.interface)
 
     def _adopt_variables(self) -> None:

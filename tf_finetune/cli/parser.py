@@ -106,7 +106,7 @@ def _add_train(added_to: Any) -> None:
         "channel); default for the user guide's data set",
         "validation": "like training; without it a part of training is kept for validation",
         "test": "like training; scored once, at the end",
-        "model": "a pretrained SavedModel: folder or .tar.gz",
+        "model": "a pretrained SavedModel or an earlier model.tar.gz: folder or .tar.gz",
     }
     for channel, meaning in meanings.items():
         places.add_argument(f"--{channel}", metavar="CHANNEL", help=meaning)

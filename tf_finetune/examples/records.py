@@ -52,6 +52,14 @@ class Examples:
         """The labels of all examples, in [0, K)."""
         return [example.label for example in self.items]
 
+    def named(self, class_names: Sequence[str]) -> Examples:
+        """Returns the same examples with labels among other class names, which have all of these that occur."""
+        if tuple(class_names) == self.class_names:
+            return self
+        labels = {label: class_names.index(name) for label, name in enumerate(self.class_names) if name in class_names}
+        items = (dataclasses.replace(example, label=labels[example.label]) for example in self.items)
+        return dataclasses.replace(self, class_names=tuple(class_names), items=tuple(items))
+
 
 def check_known(found: Iterable[str], class_names: Sequence[str], name: str, place: Path) -> None:
     """Compares the classes of a channel with those of training.

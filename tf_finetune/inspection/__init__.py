@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tf_finetune.errors import DataError, listed
@@ -16,7 +16,9 @@ from tf_finetune.inspection.records import Finding, Inspection, Look, Unusable
 __all__ = ["Finding", "Inspection", "Look", "Unusable", "by_features", "examine", "inspect"]
 
 
-def inspect(task: str, channels: Mapping[str, Path], settings: Hyperparameters, scratch: Path) -> Inspection:
+def inspect(
+    task: str, channels: Mapping[str, Path], settings: Hyperparameters, scratch: Path, known: Sequence[str] = ()
+) -> Inspection:
     """Returns the examples of a job without those that cannot be used, and what is wrong with them.
 
     Args:
@@ -24,22 +26,25 @@ def inspect(task: str, channels: Mapping[str, Path], settings: Hyperparameters, 
         channels: "training" first, then validation and test where there are any; they are read against its classes.
         settings: on_bad_data, max_bad_fraction, max_pixels and group_by are used.
         scratch: A folder for photos that must be converted; it is to last as long as they are read.
+        known: Classes that validation and test may have besides those of training.
 
     Raises:
         HyperparameterError: group_by means nothing.
         DataError: A channel is missing, empty or broken as a whole; on_bad_data=fail and an example cannot be used;
             more than max_bad_fraction of a channel cannot; or none of a class can.
     """
-    found = examine(task, channels, settings, scratch)
+    found = examine(task, channels, settings, scratch, known)
     stop_at_bad_data(found, settings)
     return found
 
 
-def examine(task: str, channels: Mapping[str, Path], settings: Hyperparameters, scratch: Path) -> Inspection:
+def examine(
+    task: str, channels: Mapping[str, Path], settings: Hyperparameters, scratch: Path, known: Sequence[str] = ()
+) -> Inspection:
     """Returns the same however much cannot be used; only what is broken as a whole is an error."""
     from tf_finetune.inspection import photo_channels, text_channels
 
-    return (text_channels if task == "text" else photo_channels).examine(channels, settings, scratch)
+    return (text_channels if task == "text" else photo_channels).examine(channels, settings, scratch, known)
 
 
 def by_features(found: Inspection, place: Place) -> tuple[Finding, ...]:

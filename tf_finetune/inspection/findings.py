@@ -50,7 +50,7 @@ def of_data(parts: Mapping[str, Examples], groups: Mapping[str, str], noun: str)
         noun: What to call an example.
     """
     members = [(channel, example) for channel, part in parts.items() for example in part.items]
-    found = [*_conflicts(members, parts[TRAINING].class_names, groups, noun)]
+    found = [*_conflicts(members, max((part.class_names for part in parts.values()), key=len), groups, noun)]
     found += _leaks(members, groups, noun)
     for channel in parts:
         found += _copies(channel, [member for member in members if member[0] == channel], groups, noun)

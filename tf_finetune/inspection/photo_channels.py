@@ -8,7 +8,7 @@ import hashlib
 import os
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tf_finetune.errors import HyperparameterError
@@ -39,33 +39,37 @@ class Seen:
     converted: Path | None = None
 
 
-def examine(channels: Mapping[str, Path], settings: Hyperparameters, scratch: Path) -> Inspection:
+def examine(
+    channels: Mapping[str, Path], settings: Hyperparameters, scratch: Path, known: Sequence[str] = ()
+) -> Inspection:
     """Returns the photos of all channels, and what is wrong with them; see `inspection.examine`."""
     pattern = _pattern(settings.group_by)
     class_names: tuple[str, ...] | None = None
+    names: dict[str, tuple[str, ...]] = {}
     files: list[tuple[str, Found]] = []
     unnamed: list[tuple[str, Path]] = []
     suffixes = folders.IMAGE_SUFFIXES | folders.FOREIGN_SUFFIXES
     for channel, place in channels.items():
         others: list[Path] = []
         class_names, found = folders.find(place, class_names, channel, suffixes, others)
+        names[channel] = class_names
+        class_names = tuple(dict.fromkeys((*class_names, *known)))
         files += [(channel, one) for one in found]
         unnamed += [(f"{channel}/{path.relative_to(place).as_posix()}", path) for path in others]
-    names = class_names or ()
     action = functools.partial(_see, max_pixels=settings.max_pixels, scratch=scratch)
     with decoding.quietly():
         seen = folders.over_files([one.path for _, one in files], action)
     unusable, usable, hashes = [], [], {}
     for (channel, one), saw in zip(files, seen, strict=True):
         if saw.look.kind:
-            unusable.append(Unusable(channel, one.id, names[one.label], saw.look.kind, saw.look.reason))
+            unusable.append(Unusable(channel, one.id, names[channel][one.label], saw.look.kind, saw.look.reason))
             continue
         content = saw.converted or one.path
         usable.append((channel, Example(one.id, one.label, content, saw.digest, _group(pattern, one.id))))
         if saw.look.hash and saw.look.thumbnail:
             hashes[saw.digest] = (saw.look.hash, saw.look.thumbnail)
     parts = {
-        channel: Examples(names, folders.ordered(example for of, example in usable if of == channel))
+        channel: Examples(names[channel], folders.ordered(example for of, example in usable if of == channel))
         for channel in channels
     }
     groups = grouping.groups(duplicates.near_photos(hashes))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tf_finetune import catalog
@@ -19,7 +19,9 @@ DEFAULT_LENGTH = 128  # Tokens.
 SPECIAL = 2  # Tokens of a BERT-like encoder that are no words: at the start and at the end.
 
 
-def examine(channels: Mapping[str, Path], settings: Hyperparameters, scratch: Path) -> Inspection:
+def examine(
+    channels: Mapping[str, Path], settings: Hyperparameters, scratch: Path, known: Sequence[str] = ()
+) -> Inspection:
     """Returns the texts of all channels, and what is wrong with them; see `inspection.examine`."""
     if settings.group_by not in (None, THIRD_COLUMN):
         raise HyperparameterError(f"group_by: expected {THIRD_COLUMN} for texts; received {settings.group_by[:80]!r}.")
@@ -32,7 +34,7 @@ def examine(channels: Mapping[str, Path], settings: Hyperparameters, scratch: Pa
         columns = (2,) if settings.group_by is None else (3,) if channel == TRAINING else (2, 3)
         good, bad = rows.read_leniently(file, columns)
         training = parts.get(TRAINING, Examples((), ()))
-        names = training.class_names or None
+        names = tuple(dict.fromkeys((*training.class_names, *known))) if training.class_names else None
         part = texts.labelled(file, good, names, channel, training.number_names)
         parts[channel], read[channel] = part, len(good) + len(bad)
         for row in bad:

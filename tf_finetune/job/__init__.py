@@ -15,9 +15,10 @@ from tf_finetune import catalog, examples, feature_cache, hyperparameters, s3, s
 from tf_finetune.errors import FinetuneError, UsageError, collector, combined, listed
 from tf_finetune.feature_cache import Place
 from tf_finetune.hyperparameters import Hyperparameters
-from tf_finetune.job import backbones
+from tf_finetune.job import backbones, earlier
 from tf_finetune.job.channels import Progress, brought, located, told_as_given
 from tf_finetune.job.destination import Destination, check_checkpoints, check_remote, find
+from tf_finetune.job.earlier import Earlier
 
 log = logging.getLogger(__name__)
 
@@ -36,13 +37,14 @@ class Job:
         handle: Names the backbone: a catalog id, a folder, an archive or a URL.
         card: The backbone's catalog card, if it has one.
         settings: All hyperparameters.
-        sources: Where each came from: "user", "card" or "default".
+        sources: Where each came from: "user", "earlier", "card" or "default".
         destination: Where results go.
         name: The job's name.
         arn: The training job's ARN on SageMaker.
         replicas: Devices to train on; None for all GPUs or one CPU.
         feature_cache: Where the features of a frozen backbone are kept between jobs.
         checkpoints: Folder from which a training goes on that was interrupted, or None.
+        earlier: The earlier result that the handle names, or None where it names a backbone.
         split: The split.csv that the user gave back, or None.
         earlier_split: The side of each digest, as the split.csv has it that the user gave back; None without one.
         places: Where each channel lies, as the user named it: a path, or a location in S3.
@@ -61,6 +63,7 @@ class Job:
     arn: str | None = None
     replicas: int | None = None
     feature_cache: Place = Place(None)
+    earlier: Earlier | None = None
     split: Path | None = None
     earlier_split: Mapping[str, str] | None = None
     checkpoints: Path | None = None
@@ -71,6 +74,23 @@ class Job:
         """The folder of each channel on this machine."""
         held = {"training": self.training, "validation": self.validation, "test": self.test}
         return {channel: folder for channel, folder in held.items() if folder}
+
+    @property
+    def model_place(self) -> str:
+        """What names the backbone or the earlier result, as the user wrote it where it is a channel in S3."""
+        given = self.places.get("model", "")
+        return given if s3.is_s3(given) and self.sources["backbone"] != "user" else self.handle
+
+    @property
+    def backbone(self) -> str:
+        """What the backbone is called: its id or handle, and of an earlier result that which it was made from."""
+        made_from = self.earlier.backbone if self.earlier else ""
+        return made_from or (self.card.id if self.card else storage.redacted(self.model_place))
+
+    @property
+    def keeps_head(self) -> bool:
+        """Whether training begins with the head of an earlier result."""
+        return bool(self.earlier and self.earlier.has_head and self.settings.reinitialize_top_layer != "True")
 
 
 def plan(
@@ -132,34 +152,25 @@ def plan(
         raise combined(problems)
     folders = brought(places or {}, storage.cache_folder(), region, progress, meanwhile)
     with told_as_given(places or {}, folders):
-        task, values, handle, card = _understood(folders, given, tried, is_complete=places is not None)
+        known = _understood(folders, given, tried, is_complete=places is not None)
         earlier_split = tried(lambda: _earlier_split(split, folders)) if split else None
-        if (
-            problems
-            or task is None
-            or values is None
-            or destination is None
-            or name is None
-            or handle is None
-            or kept is None
-        ):
+        if problems or known is None or destination is None or name is None or kept is None:
             raise combined(problems)
-    of_card = (card.defaults, card.whole_defaults) if card else ({}, {})
-    settings, sources = hyperparameters.resolve(values, *of_card, task)
     return Job(
-        task=task,
+        task=known.task,
         training=folders["training"],
         validation=folders.get("validation"),
         test=folders.get("test"),
-        handle=handle,
-        card=card,
-        settings=settings,
-        sources=sources,
+        handle=known.handle,
+        card=known.card,
+        settings=known.settings,
+        sources=known.sources,
         destination=destination,
         name=name,
         arn=arn,
         replicas=replicas,
         feature_cache=kept,
+        earlier=known.earlier,
         split=Path(split) if split else None,
         earlier_split=earlier_split,
         checkpoints=Path(checkpoints).absolute() if checkpoints else None,
@@ -167,13 +178,25 @@ def plan(
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class _Understood:
+    """What the data and the hyperparameters of a job say, as `Job` holds it."""
+
+    task: str
+    handle: str
+    card: catalog.Card | None
+    earlier: Earlier | None
+    settings: Hyperparameters
+    sources: Mapping[str, str]
+
+
 def _understood(
     folders: Mapping[str, Path],
     given: Mapping[str, object],
     tried: Callable[[Callable[[], Any]], Any],
     is_complete: bool,
-) -> tuple[str | None, dict[str, Any] | None, str | None, catalog.Card | None]:
-    """Returns the task, the hyperparameters that were given, the backbone's handle and its card, where it has one.
+) -> _Understood | None:
+    """Returns what the data and the hyperparameters say, or None where something is wrong with them.
 
     Args:
         folders: Of each channel.
@@ -184,13 +207,22 @@ def _understood(
     task = tried(lambda: _task(folders)) if folders or is_complete else None
     values = tried(lambda: hyperparameters.parse(given, task))
     classes = tried(lambda: examples.check(task, folders["training"])) if task else None
+    asked = {key: value for key, value in given.items() if hyperparameters.canonical(key) == "backbone"}
+    handle = tried(lambda: backbones.handle_of(hyperparameters.parse(asked), folders.get("model"), task or "image"))
+    card = tried(lambda: backbones.card_of(handle, task)) if handle else None
+    going_on = tried(lambda: backbones.earlier_of(handle)) if handle else None
+    kept = going_on if (values or {}).get(earlier.REINITIALIZE) != "True" else None
+    if handle and values is not None:
+        tried(lambda: earlier.check(going_on, handle, task, values))
+    classes = list(earlier.union(kept, classes)) if classes else None
     if values and classes:
         tried(lambda: hyperparameters.check_classes(values, classes))
     for other in [channel for channel in ("validation", "test") if channel in folders]:
         tried(functools.partial(examples.check, task or "image", folders[other], other, classes))
-    asked = {key: value for key, value in given.items() if hyperparameters.canonical(key) == "backbone"}
-    handle = tried(lambda: backbones.handle_of(hyperparameters.parse(asked), folders.get("model"), task or "image"))
-    return task, values, handle, tried(lambda: backbones.card_of(handle, task)) if handle else None
+    if task is None or values is None or handle is None:
+        return None
+    settings, sources = earlier.resolved(values, card, going_on, task, classes if kept else None)
+    return _Understood(task, handle, card, going_on, settings, sources)
 
 
 def _backbone(given: Mapping[str, object]) -> str:
@@ -206,7 +238,7 @@ def warn_of_settings_without_effect(job: Job) -> list[str]:
         lines.append("validation_split_ratio has no effect: there is a validation channel")
     if "momentum" in given and job.task == "text" and job.settings.optimizer == "rmsprop":
         lines.append("momentum has no effect: rmsprop uses it for photos only")
-    if "reinitialize_top_layer" in given:
+    if "reinitialize_top_layer" in given and not (job.earlier and job.earlier.has_head):
         lines.append("reinitialize_top_layer has no effect: there is no earlier result to take a head from")
     for line in lines:
         log.warning(line)

@@ -10,6 +10,8 @@ from typing import Any
 
 from tf_finetune import catalog, hyperparameters, storage
 from tf_finetune.errors import UsageError, listed
+from tf_finetune.job import earlier
+from tf_finetune.job.earlier import Earlier
 
 log = logging.getLogger(__name__)
 
@@ -21,6 +23,10 @@ def handle_of(values: Mapping[str, Any], model_channel: Path | None, task: str) 
     if model_channel is None or "backbone" in values:
         default = hyperparameters.default("backbone", task)
         handle = str(values.get("backbone", default))
+        if not _named_card(handle) and os.path.isdir(storage.expanded(handle)):
+            folder = Path(storage.expanded(handle))
+            found = earlier.locate(folder)
+            handle = handle if found in (None, folder) else str(found)
     else:
         handle = str(_in_model_channel(model_channel))
     card = _named_card(handle)
@@ -28,6 +34,17 @@ def handle_of(values: Mapping[str, Any], model_channel: Path | None, task: str) 
     if not place.startswith(catalog.PACKAGED):
         storage.check_handle(place, task)
     return handle
+
+
+def earlier_of(handle: str) -> Earlier | None:
+    """Returns the earlier result that a handle names, or None where it names anything else.
+
+    Raises:
+        BackboneError: It is a broken one.
+    """
+    if _named_card(handle) or "://" in handle or not storage.handles.exists(handle):
+        return None
+    return earlier.find(Path(storage.expanded(handle)))
 
 
 def card_of(handle: str, task: str | None) -> catalog.Card | None:
@@ -52,15 +69,11 @@ def _named_card(handle: str) -> catalog.Card | None:
 
 
 def _in_model_channel(channel: Path) -> Path:
-    """Returns the SavedModel's folder or archive that a model channel holds."""
-    if (channel / "tf_finetune.json").is_file():
-        raise UsageError(f"model channel {channel} holds an earlier result; going on from one is not supported yet.")
-    if channel.is_file() or any(channel.glob("saved_model.pb*")) or any(channel.glob("*/saved_model.pb*")):
-        return channel
-    archives = [file for file in sorted(channel.glob("*")) if file.name.endswith(storage.ARCHIVE_SUFFIXES)]
-    if len(archives) == 1:
-        return archives[0]
-    raise UsageError(
-        f"model channel {channel} should be a SavedModel's folder, or hold one .tar.gz of it; received "
-        f"{listed(file.name for file in sorted(channel.glob('*'))) or 'nothing'}."
-    )
+    """Returns the SavedModel's folder or the archive that a model channel holds."""
+    found = earlier.locate(channel)
+    if found is None:
+        raise UsageError(
+            f"model channel {channel} should be a SavedModel's folder, or hold one .tar.gz of it or a model.tar.gz; "
+            f"received {listed(file.name for file in sorted(channel.glob('*'))) or 'nothing'}."
+        )
+    return found

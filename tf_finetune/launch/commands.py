@@ -45,7 +45,7 @@ _FLAGS: dict[str, dict[str, dict[str, Any]]] = {
         },
         "validation": {"metavar": "CHANNEL", "help": "likewise; without it a part of training is kept for validation"},
         "test": {"metavar": "CHANNEL", "help": "likewise; scored once, at the end"},
-        "model": {"metavar": "CHANNEL", "help": "a pretrained SavedModel: folder or .tar.gz, in S3 or here"},
+        "model": {"metavar": "CHANNEL", "help": "a pretrained SavedModel or an earlier model.tar.gz, in S3 or here"},
     },
     "results": {
         "model-name": {"metavar": "NAME", "help": "the job's name (default: the training folder's)"},

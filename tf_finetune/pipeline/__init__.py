@@ -34,7 +34,7 @@ from tf_finetune.examples import Examples
 from tf_finetune.features import Progress, Source
 from tf_finetune.hyperparameters import Hyperparameters
 from tf_finetune.job import Job
-from tf_finetune.pipeline import data, doubts, inputs, proof, watching
+from tf_finetune.pipeline import data, doubts, earlier, inputs, proof, watching
 from tf_finetune.pipeline import record as records
 from tf_finetune.report.stopwatch import Stopwatch
 from tf_finetune.training import steps
@@ -65,7 +65,7 @@ def _run(planned: Job, scratch: Path, progress: Progress | None) -> dict[str, An
         warnings += found.warnings
         hyperparameters.check_classes(settings.model_dump(), parts["training"].class_names)
     with watch.stage("backbone"), strategy.scope():
-        model, preprocessing = inputs.build_model(planned, medium, len(parts["training"].class_names))
+        model, preprocessing = inputs.build_model(planned, medium, parts["training"].class_names)
         count = sum(map(len, parts.values()))
         passes = inputs.make_passes(planned, model, preprocessing, count, strategy, watch, progress)
     with medium.explaining_failures(parts.values(), preprocessing):
@@ -84,21 +84,25 @@ def _run(planned: Job, scratch: Path, progress: Progress | None) -> dict[str, An
             found = data.with_alike_features(found, passes.place)
         replicas = strategy.num_replicas_in_sync
         best = functools.partial(proof.write_folder, planned, medium, preprocessing, parts["training"].class_names)
+        before = earlier.answers_before(planned, model, parts, read.sources, strategy)
         with watching.watched(planned, parts, passes, replicas, watch.started, best) as watched:
             fitted = fit(model, read, settings, strategy, watch, progress, watched)
         with watch.stage("evaluation"):
-            answers, calibrated = calibrate(answer(parts, read.sources, model, strategy), found, model, settings)
+            fitted, answers = settle(planned, before, fitted, parts, read.sources, model, strategy)
+            answers, calibrated = calibrate(answers, found, model, settings)
             figures = measure(parts, answers)
     check_accuracy(figures, planned)
     doubtful, suspects = doubts.doubtful_labels(parts, out_of_sample(parts, fitted, answers))
-    record = records.describe(planned, parts, fitted, figures, warnings)
-    record |= records.account(parts, passes, read.precision, fitted, settings)
+    record = records.describe(planned, parts, fitted, figures, warnings) | records.account(
+        parts, passes, read.precision, fitted, settings
+    )
     record |= {"calibration": calibrated, "data": data.describe(found), "ended_early": fitted.ended_early or None}
+    record |= earlier.describe(planned, before, fitted, parts, answers)
     record |= records.shown_doubts(parts, answers, doubtful[:suspects])
     with results.stage(planned.destination) as staged:
         with watch.stage("export"), export.fresh_process() as process:
             record["parity"] = proof.export_and_prove(
-                process, staged, planned, medium, model, strategy, preprocessing, parts, answers
+                process, staged, planned, medium, model, strategy, preprocessing, parts, answers, figures
             )
         record["seconds"] = watch.total()
         record["job"]["training_seconds"] = record["seconds"]["total"]
@@ -131,6 +135,23 @@ def fit(
             model, *examples_of, settings, strategy, progress, read.precisions, read.remember, watched
         )
     return dataclasses.replace(fitted, head=head, held_out=held_out)
+
+
+def settle(
+    planned: Job,
+    before: earlier.Before | None,
+    fitted: training.Fitted,
+    parts: Mapping[str, Examples],
+    sources: Mapping[str, Source],
+    model: Classifier,
+    strategy: tf.distribute.Strategy,
+) -> tuple[training.Fitted, dict[str, np.ndarray]]:
+    """Returns what training gave, and the model's answers: the earlier model's, where that is the better one."""
+    answers = answer(parts, sources, model, strategy)
+    if before is None or not earlier.stays(planned, before, parts["validation"], answers["validation"]):
+        return fitted, answers
+    fitted = earlier.restored(model, before, fitted)
+    return fitted, answer(parts, sources, model, strategy)
 
 
 def answer(

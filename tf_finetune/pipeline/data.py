@@ -17,6 +17,7 @@ from tf_finetune.hyperparameters import Hyperparameters
 from tf_finetune.inspection import findings
 from tf_finetune.inspection.records import Inspection, Unusable
 from tf_finetune.job import Job
+from tf_finetune.job.earlier import union
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +55,9 @@ def read(planned: Job, scratch: Path) -> Data:
     """
     given = {"training": planned.training, "validation": planned.validation, "test": planned.test}
     channels = {name: place for name, place in given.items() if place}
-    seen = inspection.inspect(planned.task, channels, planned.settings, scratch)
+    kept = planned.earlier if planned.keeps_head else None
+    known = kept.class_names if kept else ()
+    seen = inspection.inspect(planned.task, channels, planned.settings, scratch, known)
     everything, settings = seen.parts[TRAINING], planned.settings
     parts, left_out = dict(seen.parts), dataclasses.replace(everything, items=())
     leak = None
@@ -70,10 +73,18 @@ def read(planned: Job, scratch: Path) -> Data:
             parts[TRAINING], parts[VALIDATION], left_out = again
     parts = {name: parts[name] for name in given if name in parts}
     warnings = _without_effect(planned, everything, parts)
-    for line in warnings:
-        log.warning("%s", line)
     counts = ", ".join(f"{len(part):,} {name}" for name, part in parts.items())
     log.info("data: %d classes, examples: %s", len(everything.class_names), counts)
+    names = union(kept, everything.class_names)
+    parts, left_out = {name: part.named(names) for name, part in parts.items()}, left_out.named(names)
+    missing = [name for name in names if name not in everything.class_names]
+    if missing:
+        warnings.append(
+            f"{counted(len(missing), 'class')} of the earlier result without training examples stay in the model: "
+            f"{listed(missing)}"
+        )
+    for line in warnings:
+        log.warning("%s", line)
     if leak and leak["exact"] + leak["near"]:
         log.warning(
             "leak: %d of %d validation examples are also in training, %d of them exactly: validation figures flatter",

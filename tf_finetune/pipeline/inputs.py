@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from tf_finetune.features import Progress, Source, precision
 from tf_finetune.features.frozen import EXACT, LARGE, Passes, SpoiltError, Way
 from tf_finetune.hyperparameters import Hyperparameters
 from tf_finetune.job import Job
+from tf_finetune.pipeline import earlier
 from tf_finetune.report.stopwatch import Stopwatch
 from tf_finetune.training import steps
 
@@ -57,12 +58,15 @@ class Read:
     remember: Callable[[str], None] | None = None
 
 
-def build_model(planned: Job, medium: Any, num_classes: int) -> tuple[Classifier, Any]:
-    """Returns a classifier with a new head, and how examples are prepared. Call it inside the strategy's scope."""
+def build_model(planned: Job, medium: Any, class_names: Sequence[str]) -> tuple[Classifier, Any]:
+    """Returns a classifier with a new head or an earlier result's, and how examples are prepared.
+
+    Call it inside the strategy's scope.
+    """
     settings, card = planned.settings, planned.card
     handle = card.handle if card else planned.handle
     preprocessor = settings.preprocessor or (card.preprocessor if card else None)
-    folder = locate(handle, settings, planned.task)
+    folder, settings = earlier.ready(planned, locate(handle, settings, planned.task))
     has_chance = not settings.train_only_top_layer and text_ops.draws_at_random(folder)
     devices.make_deterministic(settings.random_seed, strictly=not has_chance)
     body = backbone.Backbone(
@@ -75,7 +79,9 @@ def build_model(planned: Job, medium: Any, num_classes: int) -> tuple[Classifier
     )
     preprocessing = medium.plan(settings, card, planned.handle, interface.image_size(body.interface))
     size = body.feature_size(preprocessing.as_json().get("image_size"))
-    return classifier.build(body, size, num_classes, settings), preprocessing
+    model = classifier.build(body, size, len(class_names), settings)
+    earlier.keep_head(planned, model, class_names)
+    return model, preprocessing
 
 
 def locate(handle: str, settings: Hyperparameters, task: str) -> Path:
@@ -108,7 +114,7 @@ def make_passes(
         strategy,
         planned.feature_cache,
         {"preprocessing": described, "max_sequence_length": model.backbone.max_sequence_length},
-        planned.card.id if planned.card else storage.redacted(planned.handle),
+        planned.backbone,
         as_constants=as_constants,
         preparing=lambda: watch.stage("backbone"),
         progress=progress,

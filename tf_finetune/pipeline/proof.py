@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tf_finetune import archive, classifier, devices, export, features, storage, text_ops
+from tf_finetune import archive, classifier, devices, export, features, text_ops
 from tf_finetune.classifier import Classifier
 from tf_finetune.examples import Examples
 from tf_finetune.job import Job
@@ -31,6 +31,7 @@ def export_and_prove(
     preprocessing: Any,
     parts: Mapping[str, Examples],
     answers: Mapping[str, np.ndarray],
+    figures: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Writes the model and puts it through the parity gate.
 
@@ -48,19 +49,26 @@ def export_and_prove(
         source = features.source(sample, medium.loader(sample, preprocessing))
         expected = features.outputs(steps.make_answer(on_cpu, False), source, tf.distribute.get_strategy())
         difference = None if given is None else export.check_accelerator(given, expected)
-    proved = write_archive(staged, planned, medium, preprocessing, parts["training"].class_names, on_cpu)
+    names = parts["training"].class_names
+    proved = write_archive(staged, planned, medium, preprocessing, names, on_cpu, figures)
     log.info("proving the archive: a fresh process answers %d examples by it", len(sample))
     largest = export.check_parity(process, proved, medium.raw_inputs(sample), expected)
     return {"examples": len(sample), "largest_difference": largest, "accelerator_difference": difference}
 
 
 def write_archive(
-    staged: Path, planned: Job, medium: Any, preprocessing: Any, class_names: Sequence[str], model: Classifier
+    staged: Path,
+    planned: Job,
+    medium: Any,
+    preprocessing: Any,
+    class_names: Sequence[str],
+    model: Classifier,
+    figures: Mapping[str, Any],
 ) -> Path:
     """Writes the archive, or on SageMaker its unpacked folder, and returns its path."""
     folder = staged / "model"
     folder.mkdir()
-    write_folder(planned, medium, preprocessing, class_names, folder, model)
+    write_folder(planned, medium, preprocessing, class_names, folder, model, figures)
     if planned.destination.archive is None:
         return folder
     archive.pack(folder, staged / "model.tar.gz")
@@ -69,18 +77,32 @@ def write_archive(
 
 
 def write_folder(
-    planned: Job, medium: Any, preprocessing: Any, class_names: Sequence[str], folder: Path, model: Classifier
+    planned: Job,
+    medium: Any,
+    preprocessing: Any,
+    class_names: Sequence[str],
+    folder: Path,
+    model: Classifier,
+    figures: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes the unpacked archive of a model as it is, unproved, into a folder."""
+    """Writes the unpacked archive of a model as it is, unproved, into a folder; the figures, as far as it has any."""
+    settings, validation = planned.settings, (figures or {}).get("validation")
     serving = medium.serving_inputs(preprocessing)
     export.write_saved_model(folder / "1", model, *serving)
     description = {
         "task": planned.task,
-        "backbone": planned.card.id if planned.card else storage.redacted(planned.handle),
+        "backbone": planned.backbone,
         "class_names": list(class_names),
         "binary_mode": model.is_binary,
         "signature": {"name": "serving_default", "input": serving[0].name, "output": "probabilities"},
         "custom_ops": text_ops.needed_ops(folder / "1"),
         "preprocessing": preprocessing.as_json(),
+        "split": {
+            "random_seed": settings.random_seed,
+            "validation_split_ratio": settings.validation_split_ratio,
+            "has_channel": planned.validation is not None,
+        },
+        "validation": {name: validation[name] for name in ("accuracy", "loss")} if validation else None,
+        "parent_sha256": planned.earlier.sha256 if planned.earlier else None,
     }
     export.write_side_files(folder, class_names, description)

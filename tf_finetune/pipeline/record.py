@@ -24,10 +24,9 @@ def describe(
     warnings: list[str],
 ) -> dict[str, Any]:
     """Returns the record of report.json, but for seconds and parity, which are known last."""
-    parent = planned.card.id if planned.card else storage.redacted(planned.handle)
     return {
         "task": planned.task,
-        "backbone": parent,
+        "backbone": planned.backbone,
         "class_names": list(parts["training"].class_names),
         "examples": {name: len(parts[name]) if name in parts else 0 for name in ("training", "validation", "test")},
         "hyperparameters": {**planned.settings.model_dump(), "backbone": storage.redacted(planned.handle)},
@@ -39,7 +38,7 @@ def describe(
         "warnings": warnings,
         "command": command_of(planned),
         "job": {
-            "parent_model": parent,
+            "parent_model": planned.model_place if planned.earlier else planned.backbone,
             "name": planned.name,
             "arn": planned.arn,
             "training_seconds": None,
@@ -64,7 +63,8 @@ def command_of(planned: Job) -> str:
     for name, folder in planned.folders.items():
         words += [f"--{name}", planned.places.get(name, str(folder))]
     chosen = {name: value for name, value in planned.settings.model_dump().items() if planned.sources[name] == "user"}
-    for name, value in {**chosen, "backbone": storage.redacted(planned.handle)}.items():
+    flag = "backbone" if planned.model_place == planned.handle else "model"
+    for name, value in {**chosen, flag: storage.redacted(planned.model_place)}.items():
         words += [f"--{name.replace('_', '-')}", str(value)]
     words += ["--split", str(planned.split)] if planned.split else []
     words += ["--checkpoints", str(planned.checkpoints)] if planned.checkpoints else []

@@ -52,6 +52,7 @@ def watched(
             "examples": {name: [(one.digest, one.label) for one in part.items] for name, part in parts.items()},
             "class_names": parts["training"].class_names,
             "backbone": passes.digests,
+            "earlier": planned.earlier.sha256 if planned.earlier else None,
             "versions": export.versions(),
             "replicas": replicas,
         }

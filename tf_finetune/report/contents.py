@@ -14,7 +14,7 @@ from typing import Any
 SHOWN_PAIRS = 8
 SHOWN_UNUSABLE = 50
 LONGEST_TEXT = 400  # Characters of an example that is a text.
-SOURCES = {"user": "set by you", "card": "backbone's card", "default": "default"}
+SOURCES = {"user": "set by you", "earlier": "the earlier result's", "card": "backbone's card", "default": "default"}
 PARTS = {"training": "Training", "validation": "Validation", "test": "Test"}
 SCORED = ("validation", "test")
 SEVERITIES = {

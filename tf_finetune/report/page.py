@@ -90,6 +90,7 @@ def sections(
     is_drawn = any(part["reliability"] for part in parts)
     return [
         *(Section(part["name"], part["title"], part, "part") for part in parts),
+        Section("earlier", "Beside the earlier result", record.get("earlier")),
         Section("calibration", "Can its probabilities be believed?", is_drawn or record.get("calibration")),
         Section("mistakes", "Most confident mistakes", contents.cases(record.get("mistakes") or [], thumbnails)),
         Section("label-errors", "Likely label errors", contents.cases(record.get("label_errors") or [], thumbnails)),

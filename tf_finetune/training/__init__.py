@@ -108,7 +108,7 @@ def solve(
     model: Classifier, training: Source, settings: Hyperparameters, progress: Progress | None
 ) -> tuple[dict[str, Any], np.ndarray | None]:
     """Gives the head its optimum on the features of training, and returns how it was found, for report.json, and
-    `Fitted.held_out`.
+    `Fitted.held_out`. A head that is not zero comes from an earlier result, and the penalty draws towards it.
 
     Args:
         model: Its head is assigned to.
@@ -121,6 +121,7 @@ def solve(
     """
     assert training.rows is not None
     weights = steps.class_weights(training.labels, model.num_classes, settings)[training.labels]
+    start = (model.head.kernel.numpy(), model.head.bias.numpy())
     solved = solver.solve(
         training.rows,
         np.tile(training.labels, training.views),
@@ -129,6 +130,7 @@ def solve(
         np.tile(training.keys, training.views),
         model.is_binary,
         progress,
+        start if any(part.any() for part in start) else None,
     )
     model.head.kernel.assign(solved.kernel)
     model.head.bias.assign(solved.bias)

@@ -1,7 +1,9 @@
 """Multinomial logistic regression of many heads at once: coordinates of the rows, the objective, L-BFGS.
 
 The objective is the weighted mean cross-entropy plus l2 / 2 times the squared norm of the kernel on centred and scaled
-features; the bias is free.
+features; the bias is free. Where the rows come with logits of an earlier head, kernel and bias are what is added to
+that one, so that the penalty draws towards it and not towards zero (L2-SP: Li et al., "Explicit Inductive Bias for
+Transfer Learning with Convolutional Networks", 2018).
 
 Dimension letters: B rows of a block, C coordinates, D features, F folds (or heads), H heads times classes, K classes,
 N rows of features.
@@ -50,12 +52,14 @@ class Heads:
         labels: int [N], in [0, K).
         shares: [F, N]. The weight of each row in each head's mean, which sums to 1; 0 where it is held out.
         num_classes: K.
+        given: float32 [K, N], logits that are added to those of all heads; None for none.
     """
 
     basis: Basis
     labels: np.ndarray
     shares: np.ndarray
     num_classes: int
+    given: np.ndarray | None = None
 
     @property
     def zero(self) -> np.ndarray:
@@ -177,6 +181,8 @@ def forward(heads: Heads, parameters: np.ndarray) -> Iterator[tuple[slice, np.nd
     bias = bias.reshape(-1, 1).astype(basis.rows.dtype)
     for rows in _blocks(len(basis.rows), len(kernel)):
         logits = (kernel @ basis.rows[rows].T + bias).reshape(*parameters.shape[:2], -1)
+        if heads.given is not None:
+            logits += heads.given[:, np.newaxis, rows]
         logits -= logits.max(axis=0)
         of_truth = logits[heads.labels[rows], :, np.arange(logits.shape[2])].T
         np.exp(logits, out=logits)

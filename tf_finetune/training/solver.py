@@ -83,6 +83,7 @@ def solve(
     groups: np.ndarray | None = None,
     is_binary: bool = False,
     progress: Progress | None = None,
+    start: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> Solved:
     """Returns the head that fits all rows best, at the strength that fits held-out rows best.
 
@@ -95,17 +96,23 @@ def solve(
             is one.
         is_binary: Whether one unit stands for the two classes.
         progress: Told the stage, the strengths done and all.
+        start: Kernel [D, K] and bias [K] of an earlier head, float32, that the penalty draws towards instead of zero;
+            as wide as those that are returned. Its classes without rows stay as they are.
     """
     classes, labels = np.unique(labels, return_inverse=True)
     weights = np.ones(len(labels)) if weights is None else np.asarray(weights, np.float64)
-    seen = path(features, labels, len(classes), weights, groups, progress=progress)
+    given = None if start is None else _logits(features, *start)[classes]
+    seen = path(features, labels, len(classes), weights, groups, progress=progress, given=given)
     with threads(features.size * num_classes):
-        basis, start = seen.basis, seen.start
+        basis, first = seen.basis, seen.start
         if len(basis.rows) < len(labels):
-            basis, start = make_basis(features, weights), None
-        heads = Heads(basis, labels, shares_of(weights[None], basis), len(classes))
-        found, _, steps = minimise(heads, seen.l2, heads.zero if start is None else start, TOLERANCE)
-    kernel, bias = _fold_back(basis, found[:, 0], classes, num_classes, is_binary)
+            basis, first = make_basis(features, weights), None
+        heads = Heads(basis, labels, shares_of(weights[None], basis), len(classes), given)
+        found, _, steps = minimise(heads, seen.l2, heads.zero if first is None else first, TOLERANCE)
+    absent = ABSENT if start is None else 0.0
+    kernel, bias = _fold_back(basis, found[:, 0], classes, num_classes, is_binary, absent)
+    if start is not None:
+        kernel, bias = start[0] + kernel, start[1] + bias
     if progress:
         progress("head", len(STRENGTHS) + 1, len(STRENGTHS) + 1)
     held_out = None if seen.held_out is None else _of_all_classes(seen.held_out, classes, num_classes)
@@ -121,6 +128,7 @@ def path(
     strengths: Sequence[float] = STRENGTHS,
     stop_early: bool = True,
     progress: Progress | None = None,
+    given: np.ndarray | None = None,
 ) -> Path:
     """Cross-validates strengths from strong to weak, each from the heads of the one before.
 
@@ -128,16 +136,18 @@ def path(
         features, labels, num_classes, weights, groups, progress: As in `solve`.
         strengths: From strong to weak.
         stop_early: Whether to end after PATIENCE strengths that are not better.
+        given: As in `Heads`.
     """
     weights = np.ones(len(labels)) if weights is None else np.asarray(weights, np.float64)
     folds, count = split(labels, np.arange(len(labels)) if groups is None else groups)
     kept, size = np.flatnonzero(folds >= 0), len(folds)
     if len(kept) < size:
         features, labels, weights, folds = features[kept], labels[kept], weights[kept], folds[kept]
+        given = None if given is None else given[:, kept]
     with threads(features.size * num_classes * FOLDS):
         basis = make_basis(features, weights)
         held = weights * (folds == np.arange(count)[:, None])
-        heads = Heads(basis, labels, shares_of(weights - held, basis), num_classes)
+        heads = Heads(basis, labels, shares_of(weights - held, basis), num_classes, given)
         seen = _walked(heads, held, strengths if count else (), stop_early, progress)
     if seen.held_out is None or len(kept) == size:
         return seen
@@ -167,6 +177,12 @@ def _walked(
             break
     l2 = tried[best]["l2"] if tried else DEFAULT_STRENGTH
     return Path(tried, l2, start, heads.basis, gradients, len(heads.shares), iterations, held_out)
+
+
+def _logits(features: np.ndarray, kernel: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    """Returns float32 [K, N]: what a head gives for rows; [2, N] where one unit stands for two classes."""
+    logits = (features @ kernel + bias).T
+    return np.concatenate([-logits / 2, logits / 2]) if len(bias) == 1 else np.ascontiguousarray(logits)
 
 
 def split(labels: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, int]:
@@ -226,11 +242,14 @@ def _of_all_classes(held_out: np.ndarray, classes: np.ndarray, num_classes: int)
 
 
 def _fold_back(
-    basis: Basis, parameters: np.ndarray, classes: np.ndarray, num_classes: int, is_binary: bool
+    basis: Basis, parameters: np.ndarray, classes: np.ndarray, num_classes: int, is_binary: bool, absent: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns kernel and bias as a head holds them, from the parameters [K', C + 1] of the classes that have rows."""
+    """Returns kernel and bias as a head holds them, from the parameters [K', C + 1] of the classes that have rows.
+
+    The others have the bias `absent`.
+    """
     every = np.zeros([num_classes, parameters.shape[1]])
-    every[:, -1] = ABSENT
+    every[:, -1] = absent
     every[classes] = parameters
     every = every[1:] - every[:1] if is_binary else every
     kernel, bias = plain(basis, every[:, :-1], every[:, -1])
