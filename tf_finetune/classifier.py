@@ -6,6 +6,7 @@ Dimension letters: B batch, D features, K classes.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import keras
 import numpy as np
@@ -62,15 +63,19 @@ def build(backbone: Backbone, feature_size: int, num_classes: int, settings: Hyp
     return Classifier(backbone, head, num_classes)
 
 
-def twin(model: Classifier, settings: Hyperparameters) -> Classifier:
-    """Returns a classifier with the same weights on the first CPU, outside of any strategy."""
+def values(model: Classifier) -> list[np.ndarray]:
+    """Returns all weights. Of a model that is spread over several hosts some can only be read by all at once."""
+    return [variable.numpy() for variable in [*model.backbone.adopted, *model.head.variables]]
+
+
+def twin(model: Classifier, settings: Hyperparameters, weights: Sequence[np.ndarray] | None = None) -> Classifier:
+    """Returns a classifier with the same weights, or those given, on the first CPU, outside of any strategy."""
     with tf.device("/CPU:0"):
         backbone = model.backbone.frozen_copy()
         copy = build(backbone, model.head.kernel.shape[0], model.num_classes, settings)
-        for mine, other in zip(
-            [*backbone.adopted, *copy.head.variables], [*model.backbone.adopted, *model.head.variables], strict=True
-        ):
-            mine.assign(other.numpy())
+        mine = [*backbone.adopted, *copy.head.variables]
+        for variable, value in zip(mine, values(model) if weights is None else weights, strict=True):
+            variable.assign(value)
     return copy
 
 

@@ -1,4 +1,4 @@
-"""The devices that train: one, all GPUs of the host, or logical CPU devices that stand in for them.
+"""The devices that train: one, all GPUs of the host or of several, or logical CPU devices that stand in for them.
 
 Import this module before any other that needs TensorFlow: it imports TensorFlow without its start-up noise, which is
 written to the standard-error descriptor before any log level counts.
@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tf_finetune.errors import UsageError
+from tf_finetune.hosts import Cluster
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +94,55 @@ def _mirrored(devices: tuple[str, ...]) -> tf.distribute.Strategy:
     """Returns the same strategy each time: two in one process number their collective operations alike, and clash."""
     with _without_noise():
         return tf.distribute.MirroredStrategy(devices)
+
+
+def over_hosts(cluster: Cluster, replicas: int | None = None) -> tf.distribute.Strategy:
+    """Returns how a training is spread over the devices of several hosts; all must ask for it, and at the same time.
+
+    Nothing may have run in TensorFlow before: its server is started with its runtime.
+
+    Args:
+        cluster: The hosts.
+        replicas: Number of devices of each; None takes all GPUs, or the CPU.
+
+    Raises:
+        UsageError: There are fewer GPUs than replicas, or TensorFlow's port is taken.
+    """
+    gpus = tf.config.list_physical_devices("GPU")
+    if replicas is not None and replicas > max(1, len(gpus)):
+        raise UsageError(
+            f"--replicas {replicas} needs as many GPUs on each of {len(cluster.addresses)} hosts; this one has "
+            f"{len(gpus)}. Give at most that, or leave it out."
+        )
+    tf.config.set_visible_devices(gpus[:replicas], "GPU")
+    resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
+        tf.train.ClusterSpec({"worker": list(cluster.addresses)}),
+        task_type="worker",
+        task_id=cluster.index,
+        rpc_layer="grpc",
+    )
+    try:
+        with _without_noise():
+            spread = tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
+    except tf.errors.OpError as error:
+        place = cluster.addresses[cluster.index]
+        raise UsageError(
+            f"TensorFlow cannot work with the other hosts from {place}: {str(error).splitlines()[0][:300]}. Free that "
+            "port, or give another in TF_CONFIG."
+        ) from None
+    devices = spread.num_replicas_in_sync
+    log.info("training on %d devices of %d hosts: %s", devices, len(cluster.addresses), ", ".join(cluster.names))
+    return spread
+
+
+def local_replicas(strategy: tf.distribute.Strategy) -> int:
+    """Returns how many of a strategy's replicas are on this host."""
+    return len(strategy.extended.worker_devices) if spans_hosts(strategy) else int(strategy.num_replicas_in_sync)
+
+
+def spans_hosts(strategy: tf.distribute.Strategy) -> bool:
+    """Returns whether a strategy has replicas on several hosts."""
+    return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
 
 
 def is_one_cpu(strategy: tf.distribute.Strategy) -> bool:

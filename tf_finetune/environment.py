@@ -13,7 +13,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tf_finetune import hosts as several
 from tf_finetune.errors import UsageError
+from tf_finetune.hosts import Cluster
 
 # Settings that SageMaker and its SDK add to the hyperparameters; they are not ours and change nothing here.
 IGNORED = {
@@ -38,6 +40,7 @@ class Environment:
         ignored: Those that were left out, each with the reason.
         hosts: Names of all hosts of the job.
         current_host: Name of this one.
+        cluster: The hosts that do the job together, from TF_CONFIG or else from `hosts`; None where there is but one.
         num_gpus: GPUs of this host, or None where nobody said.
         job_name: Name of the training job, or None.
         job_arn: ARN of the training job, or None.
@@ -52,6 +55,7 @@ class Environment:
     ignored: Mapping[str, str]
     hosts: tuple[str, ...]
     current_host: str
+    cluster: Cluster | None
     num_gpus: int | None
     job_name: str | None
     job_arn: str | None
@@ -61,7 +65,8 @@ def read(environ: Mapping[str, str] = os.environ) -> Environment:
     """Returns the job's places and facts.
 
     Raises:
-        UsageError: A variable or file that SageMaker writes is not the JSON that it should be.
+        UsageError: A variable or file that SageMaker writes is not the JSON that it should be, or the hosts are not
+            what they should be.
     """
     base = _base(environ)
     config = base / "input" / "config"
@@ -69,6 +74,8 @@ def read(environ: Mapping[str, str] = os.environ) -> Environment:
     given = _json("SM_HPS", environ, config / "hyperparameters.json", {}, dict)
     resources = _json("SM_RESOURCE_CONFIG", environ, config / "resourceconfig.json", {}, dict)
     hosts = tuple(_json("SM_HOSTS", environ, None, resources.get("hosts"), list) or ["localhost"])
+    current = environ.get("SM_CURRENT_HOST") or str(resources.get("current_host", hosts[0]))
+    inputs = _json("SM_INPUT_DATA_CONFIG", environ, config / "inputdataconfig.json", {}, dict)
     num_gpus = environ.get("SM_NUM_GPUS", "")
     return Environment(
         on_sagemaker=on_sagemaker,
@@ -79,7 +86,8 @@ def read(environ: Mapping[str, str] = os.environ) -> Environment:
         hyperparameters={name: value for name, value in given.items() if not reason_to_ignore(name)},
         ignored={name: reason for name in given if (reason := reason_to_ignore(name))},
         hosts=hosts,
-        current_host=environ.get("SM_CURRENT_HOST") or str(resources.get("current_host", hosts[0])),
+        current_host=current,
+        cluster=several.cluster_of(environ, hosts, current, inputs),
         num_gpus=int(num_gpus) if num_gpus.isdigit() else None,
         job_name=environ.get("TRAINING_JOB_NAME") or environ.get("SAGEMAKER_JOB_NAME") or None,
         job_arn=environ.get("TRAINING_JOB_ARN"),

@@ -6,7 +6,8 @@ FinetuneError            its text is one clear message: expected, received, what
 ├── DataError            no class folders, an empty class, an unreadable photo, an unknown class
 ├── BackboneError        an unknown handle, not a reusable SavedModel, a wrong input or output
 ├── TrainingError        the loss became NaN
-└── ExportError          accuracy below min_accuracy, the archive disagrees, an unreadable archive
+├── ExportError          accuracy below min_accuracy, the archive disagrees, an unreadable archive
+└── HostError            a host of several did not come, differs, failed or was lost
 
 Anything else that escapes is our own fault and keeps its traceback.
 """
@@ -48,6 +49,10 @@ class TrainingError(FinetuneError):
 
 class ExportError(FinetuneError):
     """A model that must not be handed over, or an archive that cannot be read."""
+
+
+class HostError(FinetuneError):
+    """A job of several hosts of which one did not come, differs from the others, failed or was lost."""
 
 
 def listed(items: Iterable[object], limit: int = LIST_LIMIT, separator: str = ", ") -> str:

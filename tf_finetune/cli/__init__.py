@@ -9,20 +9,17 @@ from __future__ import annotations
 import atexit
 import logging
 import os
-import re
 import sys
 import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
 from tf_finetune import environment, interruption
-from tf_finetune.cli import parser
+from tf_finetune.cli import failure, parser
 from tf_finetune.cli.arguments import tied
-from tf_finetune.errors import FinetuneError, UsageError, shortened
+from tf_finetune.errors import FinetuneError, UsageError
 
 log = logging.getLogger("tf_finetune")
-
-CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")  # File names may hold what moves a terminal's cursor.
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -61,16 +58,7 @@ def run() -> NoReturn:
 
 
 def _failed(message: str, code: int, in_job: bool) -> int:
-    message = message.encode("utf-8", "backslashreplace").decode()
-    message = shortened(CONTROL.sub(lambda found: repr(found[0])[1:-1], message))
-    print(f"tf-finetune: {message}", file=sys.stderr)
-    if in_job:
-        try:
-            place = environment.failure_file()
-            if place is not None:
-                place.write_text(message, encoding="utf-8")
-        except OSError as error:  # A folder /opt/ml of someone else's, as on a notebook server.
-            log.info("The message is on standard error only: %s", error)
+    failure.tell(message, in_job)
     return code
 
 

@@ -10,10 +10,10 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from tf_finetune import environment
-from tf_finetune.cli import arguments
+from tf_finetune.cli import arguments, failure
 from tf_finetune.errors import UsageError, listed
 
 log = logging.getLogger(__name__)
@@ -50,7 +50,16 @@ def train(flags: argparse.Namespace, rest: Sequence[str]) -> int:
             region=s3.client.configured_region() if place.on_sagemaker and in_s3 else None,
             progress=progress,
             meanwhile=_import_tensorflow,
+            cluster=place.cluster,
         )
+    if place.cluster and place.cluster.index:
+        names, mine = place.cluster.names, place.cluster.index
+        log.info(
+            "this is %s, host %d of %d; the log of %s tells of the job", names[mine], mine + 1, len(names), names[0]
+        )
+        logging.getLogger("tf_finetune").setLevel(logging.WARNING)
+        _run(planned)
+        return 0
     _tell_result(_run(planned))
     return 0
 
@@ -64,7 +73,13 @@ def _run(planned: Any) -> dict[str, Any]:
     from tf_finetune.progress import bars
 
     with bars() as progress:
-        return pipeline.run(planned, progress)
+        return pipeline.run(planned, progress, _end)
+
+
+def _end(message: str) -> NoReturn:
+    """Ends the process from any of its threads: the main one may be waiting for a host that is lost."""
+    failure.tell(message, in_job=True)
+    os._exit(1)
 
 
 def _import_tensorflow() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tf_finetune import devices
 from tf_finetune.examples import Examples
 
 Progress = Callable[[str, int, int], None]
@@ -99,7 +101,7 @@ def batches(
     strategy: tf.distribute.Strategy,
     at_least: int = 0,
 ) -> Iterator[np.ndarray]:
-    """Gives float32 [B, ...]: what a function gives for each batch of examples, spread over the replicas.
+    """Gives float32 [B, ...]: what a function gives for each batch of examples, spread over this host's replicas.
 
     Reading overlaps with computing, and no more examples are being decoded at once than there are cores. The last
     batch is filled up with repeats, whose outputs are dropped, so that every batch has one shape.
@@ -113,7 +115,7 @@ def batches(
         at_least: Batches are as large as for so many examples, so that the rest of a pass comes in batches of the
             shape that the whole came in.
     """
-    count, replicas = len(order), strategy.num_replicas_in_sync
+    count, replicas = len(order), devices.local_replicas(strategy)
     size = min(BATCH, -(-max(count, at_least) // replicas))
     calls = -(-count // (size * replicas))
     indices, given = tf.constant(order, tf.int64), tf.constant(seeds, tf.int32)
@@ -125,14 +127,17 @@ def batches(
 
     def stream(context: tf.distribute.InputContext) -> tf.data.Dataset:
         slots = tf.data.Dataset.range(calls * replicas * size)
-        return slots.map(read, CORES, deterministic=True).batch(size, drop_remainder=True).prefetch(2 * replicas)
+        whole = slots.map(read, CORES, deterministic=True).batch(size, drop_remainder=True)
+        if devices.spans_hosts(strategy):  # Else each batch would have to wait for one of every other host.
+            whole = whole.repeat()
+        return whole.prefetch(2 * replicas)
 
     def run(batch: Any) -> Any:  # Behind a lambda: several replicas take a tf.function apart, and its signature breaks.
         return strategy.run(lambda part: forward(part), args=(batch,))
 
     run_all = run if replicas == 1 else tf.function(run, autograph=False)
     left = count
-    for batch in strategy.distribute_datasets_from_function(stream):
+    for batch in itertools.islice(strategy.distribute_datasets_from_function(stream), calls):
         parts = strategy.experimental_local_results(run_all(batch))
         whole = np.concatenate([part.numpy() for part in parts])[:left]
         left -= len(whole)

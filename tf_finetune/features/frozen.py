@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -23,7 +22,9 @@ from tf_finetune.backbone import Backbone
 from tf_finetune.errors import BackboneError
 from tf_finetune.feature_cache import Place
 from tf_finetune.feature_cache.space import SHARD_BYTES, Space
-from tf_finetune.features import Progress, Source
+from tf_finetune.features import Progress, Source, sharing
+from tf_finetune.features.digests import keys_of_views
+from tf_finetune.hosts.team import ALONE, Team
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ class Passes:
         backbone: The backbone, with the weights of its SavedModel.
         size: D.
         image_size: Height and width in pixels, for image backbones that accept any.
-        strategy: The replicas that compute.
+        strategy: The replicas that compute, of this host.
         place: Where features are kept.
         about: What features depend on besides backbone, device and way: the preparation of examples.
         name: What the user called the backbone.
@@ -68,6 +69,7 @@ class Passes:
             faster by a quarter; 16 bits need it to be faster at all.
         preparing: Gives the context in which a pass is made ready, for a stopwatch.
         progress: Told the stage, the examples done and all.
+        team: The hosts that share the work; all call `features` alike, and the chief alone has all of what it returns.
     """
 
     def __init__(
@@ -82,7 +84,9 @@ class Passes:
         as_constants: bool = False,
         preparing: Callable[[], Any] = contextlib.nullcontext,
         progress: Progress | None = None,
+        team: Team = ALONE,
     ) -> None:
+        self.team = team
         self.size, self.strategy, self.place, self.name = size, strategy, place, name
         self.preparing, self.progress, self.image_size = preparing, progress, image_size
         self.as_constants = as_constants
@@ -108,7 +112,7 @@ class Passes:
             SpoiltError: Some features are NaN or infinite, and may be fine when they are computed exactly.
             BackboneError: They are so even then.
         """
-        rows, computed, spoilt = self._rows(examples, way, augmentation)
+        rows, computed, spoilt = self._rows(examples, way, augmentation, together=True)
         if spoilt and way != EXACT:
             self.checked.setdefault(way, set()).update(computed)  # It was a check after all: all must be sent again.
             raise SpoiltError(f"{spoilt:,} of {len(rows):,} examples give NaN or infinite features in {way.precision}")
@@ -153,11 +157,14 @@ class Passes:
         return len(used), sum(len(sent) for way, sent in self.checked.items() if way != chosen)
 
     def _rows(
-        self, examples: Source, way: Way, augmentation: Mapping[str, Any] | None
+        self, examples: Source, way: Way, augmentation: Mapping[str, Any] | None, together: bool = False
     ) -> tuple[np.ndarray, set[bytes], int]:
-        """Returns features, float32 [V x N, D], the digests of those computed now, and how many are no numbers."""
+        """Returns features, float32 [V x N, D], the digests of those computed now, and how many are no numbers.
+
+        What several hosts compute together is whole on the chief alone.
+        """
         space = self.space(way, augmentation)
-        keys = _keys(examples) if augmentation else list(examples.digests)
+        keys = keys_of_views(examples) if augmentation else list(examples.digests)
         rows, known = space.read(keys, self.size)
         self.reused += int(known.sum())
         for place, key in enumerate(keys):
@@ -165,11 +172,29 @@ class Passes:
             if row is not None:
                 self.reused -= int(known[place])  # It was computed a moment ago, by this job.
                 rows[place], known[place] = row, True
+        if together and self.team.count > 1:
+            return self._rows_together(examples, way, augmentation, keys, rows, known)
         if known.all():
             return rows, set(), 0
         spoilt = self._compute(examples, way, augmentation, keys, rows, known)
         computed = {examples.digests[place % len(examples)] for place in np.flatnonzero(~known)}
         return rows, computed, spoilt
+
+    def _rows_together(
+        self,
+        examples: Source,
+        way: Way,
+        augmentation: Mapping[str, Any] | None,
+        keys: list[bytes],
+        rows: np.ndarray,
+        known: np.ndarray,
+    ) -> tuple[np.ndarray, set[bytes], int]:
+        """Has each host compute its share; the chief keeps what the others computed, so that a next job finds it."""
+        compute = functools.partial(self._compute, examples, way, augmentation, keys, rows)
+        found = sharing.computed(self.team, compute, keys, examples.lengths, rows, known)
+        self.reused += found.reused
+        sharing.keep(self.space(way, augmentation), keys, rows, found.received)
+        return rows, {examples.digests[place % len(examples)] for place in found.new}, found.spoilt
 
     def _compute(
         self,
@@ -261,12 +286,6 @@ class _Keeper:
         self.keys, self.rows = [], []
         self.wait = min(2 * self.wait, self.longest)
         self.since = time.monotonic()
-
-
-def _keys(examples: Source) -> list[bytes]:
-    """Returns what identifies each view of each example: 32 bytes for each of V x N."""
-    marks = [view.to_bytes(4, "little") for view in range(examples.views)]
-    return [hashlib.sha256(digest + mark).digest() for mark in marks for digest in examples.digests]
 
 
 def _seeds(examples: Source, indices: np.ndarray, augmentation: Mapping[str, Any] | None) -> np.ndarray:

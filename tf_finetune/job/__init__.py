@@ -14,6 +14,7 @@ from typing import Any
 from tf_finetune import catalog, examples, feature_cache, hyperparameters, s3, storage
 from tf_finetune.errors import FinetuneError, UsageError, collector, combined, listed
 from tf_finetune.feature_cache import Place
+from tf_finetune.hosts import Cluster
 from tf_finetune.hyperparameters import Hyperparameters
 from tf_finetune.job import backbones, earlier
 from tf_finetune.job.channels import Progress, brought, located, told_as_given
@@ -48,6 +49,7 @@ class Job:
         split: The split.csv that the user gave back, or None.
         earlier_split: The side of each digest, as the split.csv has it that the user gave back; None without one.
         places: Where each channel lies, as the user named it: a path, or a location in S3.
+        cluster: The hosts that do the job together; None where there is but this one.
     """
 
     task: str
@@ -68,6 +70,7 @@ class Job:
     earlier_split: Mapping[str, str] | None = None
     checkpoints: Path | None = None
     places: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    cluster: Cluster | None = None
 
     @property
     def folders(self) -> dict[str, Path]:
@@ -109,6 +112,7 @@ def plan(
     region: str | None = None,
     progress: Progress | None = None,
     meanwhile: Callable[[], None] | None = None,
+    cluster: Cluster | None = None,
 ) -> Job:
     """Returns the job, or every reason why it cannot be done.
 
@@ -128,6 +132,7 @@ def plan(
         region: The job's Region on SageMaker, in which all buckets must be; None for buckets anywhere.
         progress: Is called with a stage, objects done and objects in all, while channels are fetched.
         meanwhile: Is called while channels are fetched.
+        cluster: The hosts that do the job together.
 
     Raises:
         FinetuneError: Names all that is wrong.
@@ -175,6 +180,7 @@ def plan(
         earlier_split=earlier_split,
         checkpoints=Path(checkpoints).absolute() if checkpoints else None,
         places=places or {},
+        cluster=cluster,
     )
 
 

@@ -26,8 +26,9 @@ from tf_finetune import (
 from tf_finetune.backbone import interface
 from tf_finetune.classifier import Classifier
 from tf_finetune.examples import Examples
-from tf_finetune.features import Progress, Source, precision
+from tf_finetune.features import Progress, Source, precision, sharing
 from tf_finetune.features.frozen import EXACT, LARGE, Passes, SpoiltError, Way
+from tf_finetune.hosts.team import Team
 from tf_finetune.hyperparameters import Hyperparameters
 from tf_finetune.job import Job
 from tf_finetune.pipeline import earlier
@@ -100,6 +101,7 @@ def make_passes(
     strategy: tf.distribute.Strategy,
     watch: Stopwatch,
     progress: Progress | None,
+    team: Team,
 ) -> Passes:
     """Returns the passes of `count` examples in all through the backbone as its SavedModel has it."""
     described = preprocessing.as_json()
@@ -118,6 +120,7 @@ def make_passes(
         as_constants=as_constants,
         preparing=lambda: watch.stage("backbone"),
         progress=progress,
+        team=team,
     )
 
 
@@ -141,9 +144,13 @@ def read_sources(
         raw["training"] = dataclasses.replace(raw["training"], load=load)
     plan = steps.plan_of(len(parts["training"]), passes.strategy.num_replicas_in_sync, settings)
     read = sampled(parts["training"], medium, preprocessing)
-    precisions, reason = precision.for_fine_tuning(passes, settings.precision, plan.steps, plan.batch_size, read)
+    precisions, reason = sharing.decided(
+        passes.team,
+        "precisions of steps",
+        lambda: precision.for_fine_tuning(passes, settings.precision, plan.steps, plan.batch_size, read),
+    )
     remember = functools.partial(precision.keep_fastest, passes, plan.batch_size)
-    return Read(raw, frozen, {**record, "fine_tuning_reason": reason}, precisions, remember)
+    return Read(raw, frozen, {**record, "fine_tuning_reason": reason}, tuple(precisions), remember)
 
 
 def training_features(
@@ -151,14 +158,13 @@ def training_features(
 ) -> tuple[Source, dict[str, Any]]:
     """Returns the features that the head is fitted to, and what the report says of how they were computed."""
     read = sampled(part, medium, preprocessing)
-    way, record = precision.choose(
-        passes,
-        settings.precision,
-        medium is images,
-        len(part),
-        read,
-        lambda: medium.can_scale(first_of(part), preprocessing),
-    )
+
+    def choose() -> tuple[dict[str, Any], dict[str, Any]]:
+        can_scale = functools.partial(medium.can_scale, first_of(part), preprocessing)
+        chosen = precision.choose(passes, settings.precision, medium is images, len(part), read, can_scale)
+        return dataclasses.asdict(chosen[0]), chosen[1]
+
+    way, record = sharing.decided(passes.team, "way of computing features", choose)
     distorted = settings.augmentation and settings.train_only_top_layer
     augmentation = None
     if distorted:
@@ -171,9 +177,9 @@ def training_features(
         return passes.features(source, way, augmentation)
 
     try:
-        return computed(way), record
+        return computed(Way(**way)), record
     except SpoiltError as error:
-        record = precision.take_back(passes, way, read, record, str(error))
+        record = precision.take_back(passes, Way(**way), read, record, str(error))
     return computed(EXACT), record
 
 

@@ -14,7 +14,9 @@ from tf_finetune import export, interruption
 from tf_finetune.classifier import Classifier
 from tf_finetune.examples import Examples
 from tf_finetune.features.frozen import Passes
+from tf_finetune.hosts.team import Team
 from tf_finetune.job import Job
+from tf_finetune.pipeline import together
 from tf_finetune.training import Watched
 from tf_finetune.training.checkpoints import Keeper, fingerprint
 
@@ -29,6 +31,7 @@ def watched(
     planned: Job,
     parts: Mapping[str, Examples],
     passes: Passes,
+    crew: Team,
     replicas: int,
     started: float,
     write: Callable[[Path, Classifier], None],
@@ -38,14 +41,15 @@ def watched(
     Args:
         planned: The job.
         parts: Its examples.
-        passes: Which knows the backbone's content.
+        passes: Which knows the backbone's content, and all hosts of the job.
+        crew: The hosts that train together; only the first of them keeps anything.
         replicas: Devices; one and two round differently.
         started: `time.monotonic()` at the job's start.
         write: Writes an unpacked archive of the model as it is into a folder.
     """
     settings, folder = planned.settings, planned.checkpoints
     keeper = Keeper()
-    if folder is not None and not (settings.train_only_top_layer and settings.optimizer == "auto"):
+    if folder is not None and crew.is_chief and not (settings.train_only_top_layer and settings.optimizer == "auto"):
         chosen = {name: value for name, value in settings.model_dump().items() if name not in OF_NO_CONSEQUENCE}
         about: dict[str, Any] = {
             "settings": chosen,
@@ -58,12 +62,23 @@ def watched(
         }
         keeper = Keeper(folder, fingerprint(about), settings.checkpoint_seconds)
 
+    keeps = crew.told("whether checkpoints are kept", keeper.folder is not None)
+
     def improved(model: Classifier) -> None:
+        if keeps:
+            model = together.own_model(crew, model, planned)
         if keeper.folder is not None:
             _keep(keeper.folder / BEST, lambda place: write(place, model))
 
     with interruption.heeded(settings.max_seconds, started) as stop:
-        yield Watched(keeper, stop, improved)
+
+        def reason() -> str:
+            own = stop()
+            if own:
+                passes.team.ask_to_stop(own)
+            return own or passes.team.asked
+
+        yield Watched(keeper, reason, improved)
 
 
 def _keep(folder: Path, write: Callable[[Path], None]) -> None:

@@ -12,7 +12,8 @@ import tensorflow as tf
 
 from tf_finetune import evaluation, features, report
 from tf_finetune.classifier import Classifier
-from tf_finetune.features import Progress, Source
+from tf_finetune.features import Progress, Source, sharing
+from tf_finetune.hosts.team import ALONE, Team
 from tf_finetune.hyperparameters import Hyperparameters
 from tf_finetune.training import loop, optimizers, solver, steps, trial
 from tf_finetune.training.loop import Course, Place, Watched
@@ -52,6 +53,7 @@ def fit(
     precisions: Sequence[str] = ("float32",),
     remember: Callable[[str], None] | None = None,
     watched: Watched = loop.UNWATCHED,
+    team: Team = ALONE,
 ) -> Fitted:
     """Trains a classifier and leaves it with the weights of its best epoch by eval_metric on validation.
 
@@ -66,6 +68,7 @@ def fit(
             validation are float32 in any case.
         remember: Told which that was.
         watched: Checkpoints, and what may end the training early.
+        team: The hosts over which the strategy's replicas are spread; all call this alike, with the same examples.
 
     Raises:
         TrainingError: The loss became NaN or infinite.
@@ -85,17 +88,22 @@ def fit(
         step,
         plan,
         rates,
-        lambda: _validate(answer, validation, settings, strategy),
+        lambda: _validate(answer, validation, settings, strategy, team),
         settings,
         strategy,
         watched,
+        team,
         progress,
     )
     place = loop.resumed(course)
     first = place.step if place else 0
-    batches = iter(strategy.distribute_datasets_from_function(lambda context: steps.stream(training, plan, first)))
+    batches = iter(
+        strategy.distribute_datasets_from_function(
+            lambda context: steps.stream(training, plan, first, context.input_pipeline_id, context.num_input_pipelines)
+        )
+    )
     if place is None:
-        precision, batches = trial.fastest(step, batches, loop.changed(course), precisions)
+        precision, batches = trial.fastest(step, batches, loop.changed(course), precisions, team)
         if remember and len(precisions) > 1:
             remember(precision)
         place = Place(kept=loop.weights(model), precision=precision)
@@ -175,10 +183,15 @@ def _validate(
     validation: Source | None,
     settings: Hyperparameters,
     strategy: tf.distribute.Strategy,
+    team: Team = ALONE,
 ) -> tuple[dict[str, Any], float | None]:
     """Returns val_loss in nats and val_accuracy, and eval_metric; None for each where there is no validation."""
     if validation is None or answer is None:
         return {"val_loss": None, "val_accuracy": None}, None
-    given, labels = features.outputs(answer, validation, strategy), validation.labels
-    loss, accuracy = evaluation.cross_entropy(given, labels), evaluation.score(given, labels, "accuracy")
-    return {"val_loss": loss, "val_accuracy": accuracy}, evaluation.score(given, labels, settings.eval_metric)
+    given, labels = sharing.outputs(answer, validation, strategy, team), validation.labels
+    found: Any = None
+    if team.is_chief:  # Which has the answers of all.
+        loss, accuracy = evaluation.cross_entropy(given, labels), evaluation.score(given, labels, "accuracy")
+        found = {"val_loss": loss, "val_accuracy": accuracy}, evaluation.score(given, labels, settings.eval_metric)
+    figures, score = team.told("validation", found)
+    return figures, score

@@ -19,6 +19,7 @@ from tf_finetune import devices, report
 from tf_finetune.classifier import Classifier
 from tf_finetune.errors import TrainingError
 from tf_finetune.features import Progress
+from tf_finetune.hosts.team import Team
 from tf_finetune.hyperparameters import Hyperparameters
 from tf_finetune.training.checkpoints import Keeper
 from tf_finetune.training.steps import Plan
@@ -84,7 +85,7 @@ class Watched:
     """What watches over a training.
 
     Attributes:
-        keeper: Where checkpoints go.
+        keeper: Where checkpoints go; of several hosts only the first has such a place.
         stop: Gives the reason to end early, or nothing; asked after each step.
         improved: Given the model after an epoch that was the best so far.
     """
@@ -111,6 +112,8 @@ class Course:
         settings: The hyperparameters.
         strategy: Where the model lives.
         watched: What watches over it.
+        team: The hosts. What a clock, a signal or a local file says on the first of them counts for all: a host that
+            went another way than the others would leave them waiting.
         progress: Told the stage, the steps done and all.
     """
 
@@ -123,26 +126,28 @@ class Course:
     settings: Hyperparameters
     strategy: tf.distribute.Strategy
     watched: Watched
+    team: Team
     progress: Progress | None
 
 
 def resumed(course: Course) -> Place | None:
     """Returns where an earlier run of the same job stood, having taken up its weights; None where there was none."""
     saved = course.watched.keeper.latest()
-    if saved is None:
+    told = course.team.told("checkpoint", saved and [saved.state, saved.arrays])
+    if told is None:
         return None
-    for variable, value in zip(changed(course), saved.arrays["weights"], strict=True):
+    state, arrays = told
+    for variable, value in zip(changed(course), arrays["weights"], strict=True):
         variable.assign(value)
-    state = saved.state
     place = Place(
-        kept=list(saved.arrays["kept"]),
+        kept=list(arrays["kept"]),
         step=state["step"],
         results=tuple(map(tuple, state["results"])),
         history=tuple(state["history"]),
         standing=Standing(**state["standing"]),
         precision=state["precision"],
     )
-    log.info("going on at step %d of %d, from %s", place.step, course.plan.steps, course.watched.keeper.place)
+    log.info("going on at step %d of %d, from a checkpoint", place.step, course.plan.steps)
     return place
 
 
@@ -193,8 +198,8 @@ def _run_epoch(course: Course, batches: Iterator[Any], epoch: int, place: Place)
             _check_finite(results, number, epoch, course.settings)
             if course.progress:
                 course.progress("training", (epoch - 1) * plan.steps_per_epoch + number, plan.steps)
-        reason = course.watched.stop()
-        if number < plan.steps_per_epoch and (reason or course.watched.keeper.is_due()):
+        reason, is_due = course.team.told("step", (course.watched.stop(), course.watched.keeper.is_due()))
+        if number < plan.steps_per_epoch and (reason or is_due):
             done = (epoch - 1) * plan.steps_per_epoch + number
             _save(course, dataclasses.replace(place, step=done, results=tuple(map(_floats, results))))
         if reason:

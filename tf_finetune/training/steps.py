@@ -69,18 +69,25 @@ def class_weights(labels: np.ndarray, num_classes: int, settings: Hyperparameter
     return (len(labels) / (num_classes * np.maximum(counts, 1))).astype(np.float32)
 
 
-def stream(source: Source, plan: Plan, first: int = 0) -> tf.data.Dataset:
+def stream(source: Source, plan: Plan, first: int = 0, host: int = 0, hosts: int = 1) -> tf.data.Dataset:
     """Returns the batches of one host from a step on, one replica's after the other's: (inputs, labels, shares, keys,
     epoch).
 
     A share is 1 / the number of examples in the step, or 0 in a slot that is only filled up.
+
+    Args:
+        source: All examples, on each host; it reads only those of its own replicas.
+        plan: How they become steps.
+        first: The step to begin with.
+        host: Index of this host.
+        hosts: Their number; each has as many replicas.
     """
-    width = plan.slots * plan.replicas
+    width = plan.slots * plan.replicas // hosts  # Of this host; its slots in a step are side by side.
     labels, keys = tf.constant(source.labels), tf.constant(source.keys)
 
     @tf.autograph.experimental.do_not_convert  # There is nothing to convert, and looking takes half a second.
     def example(counter: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        step, slot = counter // width, counter % width
+        step, slot = counter // width, host * width + counter % width
         epoch, first = step // plan.steps_per_epoch, step % plan.steps_per_epoch * plan.batch_size
         place, size = first + slot, tf.minimum(tf.constant(plan.batch_size, tf.int64), plan.examples - first)
         index = _permuted(place % plan.examples, epoch, plan)
@@ -91,9 +98,10 @@ def stream(source: Source, plan: Plan, first: int = 0) -> tf.data.Dataset:
         return source.load(index + view, seed), tf.gather(labels, index), share, key, epoch
 
     counters = tf.data.Dataset.range(first * width, plan.steps * width)
-    return (
-        counters.map(example, tf.data.AUTOTUNE, deterministic=True).batch(plan.slots, drop_remainder=True).prefetch(2)
-    )
+    batches = counters.map(example, tf.data.AUTOTUNE, deterministic=True).batch(plan.slots, drop_remainder=True)
+    if hosts > 1:  # A stream without an end, or TensorFlow asks all hosts at each step whether theirs has ended.
+        batches = batches.repeat()
+    return batches.prefetch(2)
 
 
 def _permuted(place: tf.Tensor, epoch: tf.Tensor, plan: Plan) -> tf.Tensor:

@@ -11,6 +11,7 @@ from typing import Any
 import keras
 
 from tf_finetune import devices
+from tf_finetune.hosts.team import ALONE, Team
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +24,7 @@ def fastest(
     batches: Iterator[Any],
     variables: Sequence[keras.Variable],
     precisions: Sequence[str],
+    team: Team = ALONE,
 ) -> tuple[str, Iterator[Any]]:
     """Returns the precision in which steps are fastest, the first unless another is clearly so, and all batches.
 
@@ -31,6 +33,7 @@ def fastest(
         batches: Of the training; the first one is tried.
         variables: All that a step changes; they end as they were.
         precisions: Those to choose from, as `devices.rewriting` takes them.
+        team: The hosts; all make the same steps, and the first one's clock decides.
     """
     if len(precisions) == 1:
         return precisions[0], batches
@@ -40,6 +43,7 @@ def fastest(
     for variable, value in zip(variables, before, strict=True):
         variable.assign(value)
     chosen = min(precisions, key=lambda precision: seconds[precision] * (1 if precision == precisions[0] else MARGIN))
+    chosen = team.told("fastest precision", chosen)
     shown = ", ".join(f"{precision} {spent:.2f}" for precision, spent in seconds.items())
     log.info("fine-tuning in %s: seconds a step: %s", chosen, shown)
     return chosen, itertools.chain([first], batches)

@@ -1,0 +1,142 @@
+"""How the hosts of one job find each other: the chief listens, the others call until it answers or time is up."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import time
+from typing import Any
+
+from tf_finetune.errors import HostError, listed
+from tf_finetune.hosts import JOIN_VARIABLE, Cluster
+from tf_finetune.hosts.wire import FAILED, HELLO, MOST_HELLO, Wire
+
+PROTOCOL = "tf_finetune hosts 1"
+RETRY_SECONDS = 0.5
+HELLO_SECONDS = 10.0  # A stranger may connect and say nothing.
+Wires = dict[int, Wire]
+
+
+def met(cluster: Cluster, silence: float) -> Wires:
+    """Returns the connections of this host, by the other host's index, when all hosts are there.
+
+    Raises:
+        HostError: Some did not come within join_seconds, or they do not agree on who they are.
+    """
+    until = time.monotonic() + cluster.join_seconds
+    return _awaited(cluster, until, silence) if cluster.index == 0 else {0: _called(cluster, until, silence)}
+
+
+def _awaited(cluster: Cluster, until: float, silence: float) -> Wires:
+    """Returns the chief's connections to all others."""
+    wires: Wires = {}
+    with _listening(cluster) as listener:
+        while len(wires) < len(cluster.addresses) - 1:
+            listener.settimeout(max(0.01, until - time.monotonic()))
+            try:
+                connection, _ = listener.accept()
+            except TimeoutError:
+                raise _refused(wires, _absent(cluster, wires)) from None
+            wire = Wire(connection, HELLO_SECONDS)
+            try:
+                kind, said = wire.receive(MOST_HELLO)
+            except (OSError, ValueError):
+                kind, said = b"", None
+            if kind != HELLO or not isinstance(said, dict) or said.get("protocol") != PROTOCOL:
+                wire.close()  # A port scanner, or a health check.
+                continue
+            problem = _problem(cluster, said, wires)
+            if problem:
+                raise _refused({**wires, -1: wire}, problem)
+            wires[said["index"]] = wire
+    for wire in wires.values():
+        wire.silence = silence
+        wire.send(HELLO, {"protocol": PROTOCOL})
+    return dict(sorted(wires.items()))
+
+
+def _listening(cluster: Cluster) -> socket.socket:
+    """Returns the socket on which the chief listens: at its own address, or at all where the name is not its own."""
+    host, port = cluster.meeting_place
+    reason = ""
+    for place in (host, ""):
+        with contextlib.suppress(socket.gaierror):
+            family = socket.getaddrinfo(place or "0.0.0.0", port, type=socket.SOCK_STREAM)[0]
+            listener = socket.socket(family[0], socket.SOCK_STREAM)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                listener.bind(family[4])
+                listener.listen(len(cluster.addresses))
+                return listener
+            except OSError as error:
+                listener.close()
+                reason = error.strerror or str(error)
+    raise HostError(f"This host, {host}, cannot listen on port {port}: {reason}. Free it, or give TF_CONFIG another.")
+
+
+def _called(cluster: Cluster, until: float, silence: float) -> Wire:
+    """Returns another host's connection to the chief."""
+    host, port = cluster.meeting_place
+    while True:
+        left = until - time.monotonic()
+        try:
+            connection = socket.create_connection((host, port), timeout=max(0.1, min(left, HELLO_SECONDS)))
+            break
+        except OSError as error:
+            if left <= RETRY_SECONDS:
+                raise HostError(
+                    f"The first host, {host}, did not answer on port {port} within {cluster.join_seconds:g} seconds: "
+                    f"{error.strerror or error}. {_advice(cluster)}"
+                ) from None
+            time.sleep(RETRY_SECONDS)
+    wire = Wire(
+        connection, max(1.0, until - time.monotonic()) + HELLO_SECONDS
+    )  # The chief speaks first when time is up.
+    try:
+        addresses = list(cluster.addresses)
+        wire.send(HELLO, {"protocol": PROTOCOL, "index": cluster.index, "addresses": addresses})
+        kind, said = wire.receive(MOST_HELLO)
+    except (OSError, ValueError) as error:
+        raise HostError(
+            f"The first host, {host}:{port}, ended before all had come: {error}. {_advice(cluster)}"
+        ) from None
+    if kind == FAILED:
+        raise HostError(str(said))
+    wire.silence = silence
+    return wire
+
+
+def _problem(cluster: Cluster, said: dict[str, Any], wires: Wires) -> str:
+    """Returns what is wrong with what another host says of itself, or nothing."""
+    index, addresses = said.get("index"), said.get("addresses")
+    if addresses != list(cluster.addresses):
+        theirs = listed(addresses) if isinstance(addresses, list) else addresses
+        mine = listed(cluster.addresses)
+        return f"Hosts disagree on who they are: {mine} here, {theirs} on another. Give all of them one list."
+    if not isinstance(index, int) or not 0 < index < len(cluster.addresses) or index in wires:
+        return f"Two hosts say that they are number {index} of {len(cluster.addresses)}. Give each an index of its own."
+    return ""
+
+
+def _absent(cluster: Cluster, wires: Wires) -> str:
+    absent = [address for index, address in enumerate(cluster.addresses) if index and index not in wires]
+    return (
+        f"{len(absent)} of {len(cluster.addresses)} hosts did not come within {cluster.join_seconds:g} seconds: "
+        f"{listed(absent)}. {_advice(cluster)}"
+    )
+
+
+def _advice(cluster: Cluster) -> str:
+    port = cluster.meeting_place[1]
+    return (
+        f"Start the same command on all hosts, and let them reach each other on ports {port - 1} and {port}; "
+        f"{JOIN_VARIABLE} says how long they wait."
+    )
+
+
+def _refused(wires: Wires, problem: str) -> HostError:
+    """Returns the chief's error, having told it to those that had come."""
+    for wire in wires.values():
+        with contextlib.suppress(OSError):
+            wire.send(FAILED, problem)
+    return HostError(problem)
