@@ -186,6 +186,33 @@ def save_statistics_backbone(folder: Path) -> Path:
     return save_reusable(folder, call, {"training": True}, {"training": False}, weight=weight, seen=seen)
 
 
+def save_moving_mean_backbone(folder: Path) -> Path:
+    """Saves features = weight (1.0) x (mean - its moving mean over batches), which each replica moves for itself.
+
+    As in the SavedModels of TF-Hub, the moving mean can only be read by all replicas at once.
+    """
+    import tensorflow as tf
+
+    weight = tf.Variable([1.0, 1.0, 1.0])
+    moving = tf.Variable(
+        [0.5, 0.5, 0.5],
+        trainable=False,
+        synchronization=tf.VariableSynchronization.ON_READ,
+        aggregation=tf.VariableAggregation.MEAN,
+    )
+
+    def call(images, training=False):
+        means = tf.reduce_mean(images, axis=[1, 2])
+        if not training:
+            return weight * (means - moving)
+        centre = tf.reduce_mean(means, axis=0)
+        moving.assign(0.9 * moving + 0.1 * centre)
+        return weight * (means - centre)
+
+    lists = {"variables": [weight, moving], "trainable_variables": [weight]}
+    return save_reusable(folder, call, {"training": True}, {"training": False}, **lists)
+
+
 def save_halves_backbone(folder: Path, image_size: int | None = None) -> Path:
     """Saves features = the mean of the left half and of the right half."""
     import tensorflow as tf

@@ -14,12 +14,20 @@ from types import FrameType
 
 _asked = threading.Event()
 _listening = threading.Event()
+_installed = threading.Event()
 
 
 def install() -> None:
     """Has SIGTERM end a training after its step; at any other time it interrupts the process as Ctrl-C does."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminate)
+        _installed.set()
+
+
+def reinstall() -> None:
+    """Does so again, if it was done: TensorFlow's server for several hosts puts its own handler in place."""
+    if _installed.is_set():
+        install()
 
 
 @contextlib.contextmanager
@@ -30,6 +38,7 @@ def heeded(seconds: float | None = None, started: float | None = None) -> Iterat
         seconds: After which it is to end; None for never.
         started: `time.monotonic()` from which they count; by default now.
     """
+    reinstall()
     start = time.monotonic() if started is None else started
     _asked.clear()
     _listening.set()

@@ -89,9 +89,8 @@ def _called(cluster: Cluster, until: float, silence: float) -> Wire:
                     f"{error.strerror or error}. {_advice(cluster)}"
                 ) from None
             time.sleep(RETRY_SECONDS)
-    wire = Wire(
-        connection, max(1.0, until - time.monotonic()) + HELLO_SECONDS
-    )  # The chief speaks first when time is up.
+    # The chief's time is up first, so that it says who is absent.
+    wire = Wire(connection, max(1.0, until - time.monotonic()) + HELLO_SECONDS)
     try:
         addresses = list(cluster.addresses)
         wire.send(HELLO, {"protocol": PROTOCOL, "index": cluster.index, "addresses": addresses})

@@ -245,11 +245,9 @@ def joined(
         team.fail(str(error))
         raise
     except BaseException as error:
-        time.sleep(
-            0 if isinstance(error, KeyboardInterrupt) else DOUBT_SECONDS
-        )  # A lost host breaks what waits for it.
         interrupted = isinstance(error, KeyboardInterrupt)
-        team.fail("it was interrupted." if interrupted else f"{type(error).__name__}: {error}".splitlines()[0])
+        time.sleep(0 if interrupted else DOUBT_SECONDS)  # A host that is lost breaks what waits for it.
+        team.fail("it was interrupted" if interrupted else f"{type(error).__name__}: {error}".splitlines()[0])
         raise
     team.part()
 

@@ -57,7 +57,9 @@ def strategy(planned: Job) -> tf.distribute.Strategy:
     """Returns how the job is spread over devices: over those of all hosts where these train a whole network."""
     if planned.cluster is None or planned.settings.train_only_top_layer:
         return devices.strategy(planned.replicas)
-    return devices.over_hosts(planned.cluster, planned.replicas)
+    spread = devices.over_hosts(planned.cluster, planned.replicas)
+    interruption.reinstall()
+    return spread
 
 
 def crew_of(team: Team, strategy: tf.distribute.Strategy) -> Team:
