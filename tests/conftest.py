@@ -13,6 +13,7 @@ from tf_finetune import storage
 DEFAULT_DATA = Path(__file__).parents[2] / "shared" / "data"
 FOREIGN = ("SAGEMAKER_BASE_DIR", "TRAINING_JOB_NAME", "TRAINING_JOB_ARN", "TF_FINETUNE_CACHE_GIB")
 FOREIGN += ("TF_FINETUNE_MIRROR", "TF_FINETUNE_OFFLINE", "TFHUB_CACHE_DIR", "KAGGLEHUB_CACHE")
+FOREIGN += ("TF_CONFIG", "TF_FINETUNE_JOIN_SECONDS", "TF_FINETUNE_PORT")
 
 
 @pytest.fixture(autouse=True)

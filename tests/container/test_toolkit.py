@@ -9,12 +9,13 @@ import re
 import subprocess
 import sys
 import tarfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 import tf_finetune
-from tests import builders
+from tests import builders, several
 from tests.container import toolkit
 
 needs_toolkit = pytest.mark.skipif(
@@ -102,6 +103,25 @@ def model_trainer_job(tmp_path_factory, backbone, photos):
     values = toolkit.as_model_trainer(SETTINGS)
     base = toolkit.prepare(place / "ml", {"training": photos, "model": backbone}, values)
     return base, toolkit.run_driver(base, cwd=place, TRAINING_JOB_NAME="flowers-20260101000000")
+
+
+@pytest.fixture(scope="module")
+def job_of_two_hosts(tmp_path_factory, backbone, photos):
+    """The same job as the estimator's, by two toolkits, each of which takes itself for one of two hosts."""
+    place = tmp_path_factory.mktemp("two")
+    packed = place / "mean.tar.gz"
+    with tarfile.open(packed, "w:gz") as archive:
+        archive.add(backbone, "mean")
+    values, names = toolkit.as_estimator(SETTINGS), ("localhost", "127.0.0.2")
+    bases = []
+    for index, name in enumerate(names):
+        channels = {"training": photos, "model": packed}
+        bases.append(toolkit.prepare(place / f"ml-{index}", channels, values, names, name))
+        (bases[-1] / "code" / "finetune.py").write_bytes(toolkit.ENTRY_SCRIPT.read_bytes())
+    (address,) = several.free_addresses(1)  # Where SageMaker's hosts have 8890, which here others may have.
+    variables = {"SAGEMAKER_PROGRAM": "finetune.py", "TF_FINETUNE_PORT": address.rpartition(":")[2]}
+    with ThreadPoolExecutor() as pool:
+        return bases, list(pool.map(lambda base: toolkit.run_toolkit(base, **variables), bases))
 
 
 def report_of(base: Path) -> dict:
@@ -271,3 +291,20 @@ def test_launchers_compile_and_show_help_without_an_sdk(tmp_path, launcher):
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.returncode == 0, done.stderr
     assert "--job-name" in done.stdout
+
+
+@needs_toolkit
+def test_two_hosts_of_resourceconfig_give_the_result_of_one_and_the_first_alone_writes_it(
+    job_of_two_hosts, estimator_job
+):
+    bases, done = job_of_two_hosts
+    assert [one.returncode for one in done] == [0, 0], [one.stdout for one in done]
+    assert "2 hosts have met: localhost, 127.0.0.2" in done[0].stdout
+    alone, _ = estimator_job
+    for name in ("predictions.csv", "split.csv"):
+        assert (bases[0] / "output/data" / name).read_bytes() == (alone / "output/data" / name).read_bytes()
+    assert report_of(bases[0])["history"] == report_of(alone)["history"]
+    assert toolkit.files_below(bases[0] / "model") == MODEL
+    assert toolkit.files_below(bases[1] / "model") == set()
+    assert toolkit.files_below(bases[1] / "output") == {"success"}
+    assert "epoch 1" not in done[1].stdout  # SageMaker would count each of its metrics twice.

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,13 @@ def as_model_trainer(values: Mapping[str, Any]) -> dict[str, str]:
     return {name: value if isinstance(value, str) else json.dumps(value) for name, value in values.items()}
 
 
-def prepare(base: Path, channels: Mapping[str, Path], hyperparameters: Mapping[str, str]) -> Path:
+def prepare(
+    base: Path,
+    channels: Mapping[str, Path],
+    hyperparameters: Mapping[str, str],
+    hosts: Sequence[str] = ("localhost",),
+    current: str = "localhost",
+) -> Path:
     """Makes the folder that a container has at /opt/ml, as SageMaker leaves it before the start."""
     for folder in ("input/config", "input/data", "model", "output/data", "code"):
         (base / folder).mkdir(parents=True)
@@ -46,8 +52,8 @@ def prepare(base: Path, channels: Mapping[str, Path], hyperparameters: Mapping[s
         else:
             target.mkdir()
             shutil.copy(source, target)
-    # This host name resolves; the toolkit would wait minutes for one that does not.
-    resources = {"current_host": "localhost", "hosts": ["localhost"], "network_interface_name": "eth0"}
+    # These host names must resolve; the toolkit would wait minutes for one that does not.
+    resources = {"current_host": current, "hosts": list(hosts), "network_interface_name": "eth0"}
     inputs = {name: {"TrainingInputMode": "File", "S3DistributionType": "FullyReplicated"} for name in channels}
     for name, content in (
         ("hyperparameters", dict(hyperparameters)),

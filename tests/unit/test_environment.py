@@ -35,6 +35,7 @@ def test_without_sagemaker_there_is_nothing_but_its_usual_places():
         ignored={},
         hosts=("localhost",),
         current_host="localhost",
+        cluster=None,
         num_gpus=None,
         job_name=None,
         job_arn=None,

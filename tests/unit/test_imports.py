@@ -17,7 +17,7 @@ PACKAGE = Path(tf_finetune.__file__).parent
 LEVELS = {
     0: {"errors"},
     1: {"hyperparameters", "environment", "catalog", "storage", "archive", "examples", "feature_cache", "report"}
-    | {"progress", "interruption", "s3"},
+    | {"progress", "interruption", "s3", "hosts"},
     2: {"devices", "images", "text", "text_ops", "inspection", "job", "tables", "results", "safety", "launch"},
     3: {"checking", "packaged", "backbone", "features", "classifier", "training", "evaluation", "export"},
     4: {"pipeline", "predictor", "serving", "demo"},
@@ -26,6 +26,7 @@ LEVELS = {
 LEVEL_OF = {module: level for level, modules in LEVELS.items() for module in modules}
 # Sideways within a level only for records, which are classes, and for these.
 SIDEWAYS = {
+    ("environment", "hosts"),
     ("storage", "archive"),
     ("storage", "catalog"),
     ("storage", "s3"),
@@ -160,7 +161,7 @@ def test_slow_packages_are_imported_inside_the_functions_that_use_them():
             if any(PACKAGE.glob(f"{name}.py")) or (PACKAGE / name).is_dir()
         ]
         + ["tf_finetune.feature_cache.space", "tf_finetune.checking", "tf_finetune.inspection.photo_channels"]
-        + ["tf_finetune.inspection.text_channels", "tf_finetune.inspection.quarantine"],
+        + ["tf_finetune.inspection.text_channels", "tf_finetune.inspection.quarantine", "tf_finetune.hosts.team"],
     ],
     ids=["the package", "all that answers at once"],
 )

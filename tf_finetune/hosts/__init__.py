@@ -11,7 +11,7 @@ from tf_finetune.errors import UsageError, listed
 
 PORT = 8890  # As SageMaker's TensorFlow toolkit has it.
 JOIN_SECONDS = 600.0  # Hosts of one job start some minutes apart.
-JOIN_VARIABLE = "TF_FINETUNE_JOIN_SECONDS"
+JOIN_VARIABLE, PORT_VARIABLE = "TF_FINETUNE_JOIN_SECONDS", "TF_FINETUNE_PORT"
 EXPECTED = 'Expected {"cluster": {"worker": ["HOST:PORT", ...]}, "task": {"type": "worker", "index": 0}}'
 
 
@@ -48,7 +48,7 @@ def cluster_of(
     """Returns the hosts of a job, from TF_CONFIG or else from SageMaker's list; None where there is but one.
 
     Args:
-        environ: May have TF_CONFIG and JOIN_VARIABLE.
+        environ: May have TF_CONFIG, JOIN_VARIABLE and, for hosts that SageMaker names, PORT_VARIABLE.
         hosts: The names of all hosts, as SageMaker has them.
         current: The name of this one.
         channels: What SageMaker's inputdataconfig.json says of each channel.
@@ -58,11 +58,14 @@ def cluster_of(
     """
     given = environ.get("TF_CONFIG", "").strip()
     found = _from_tf_config(given) if given else None
-    if found is None:
+    if found is None and len(hosts) > 1:
         if current not in hosts:
             raise UsageError(f"SM_CURRENT_HOST: expected one of SM_HOSTS, {listed(hosts)}; received {current}.")
-        found = Cluster(tuple(f"{host}:{PORT}" for host in hosts), list(hosts).index(current))
-    if len(found.addresses) < 2:
+        port = environ.get(PORT_VARIABLE) or str(PORT)
+        if not _is_port(port):
+            raise UsageError(f"{PORT_VARIABLE}: expected a port from 1 to 65534; received {port!r}.")
+        found = Cluster(tuple(f"{host}:{port}" for host in hosts), list(hosts).index(current))
+    if found is None or len(found.addresses) < 2:
         return None
     for name, about in channels.items():
         if isinstance(about, Mapping) and about.get("S3DistributionType") == "ShardedByS3Key":
@@ -114,9 +117,14 @@ def _addresses(job: str, places: Any) -> tuple[str, ...]:
         raise ValueError(f"{job} should be a list of addresses")
     for place in places:
         host, _, port = str(place).rpartition(":")
-        if not host or not port.isdecimal() or not 0 < int(port) < 65535:
+        if not host or not _is_port(port):
             raise ValueError(f"{place!r} is no HOST:PORT with a port from 1 to 65534")
     return tuple(map(str, places))
+
+
+def _is_port(text: str) -> bool:
+    """Returns whether a text is a port that has a next one."""
+    return text.isdecimal() and 0 < int(text) < 65535
 
 
 def _join_seconds(environ: Mapping[str, str]) -> float:
