@@ -206,7 +206,7 @@ def test_a_host_that_falls_silent_counts_as_lost_and_one_that_is_only_busy_does_
 
 def test_a_failure_of_one_host_is_the_message_of_all():
     hosts_of, ended, _ = teams(3)
-    hosts_of[1].fail("no space left")
+    hosts_of[1].fail("host-1 failed: no space left")
     for failed in together(waiting(hosts_of[0]), waiting(hosts_of[2])):
         assert str(failed) == "host-1 failed: no space left"
     assert ended == [["host-1 failed: no space left"], [], ["host-1 failed: no space left"]]

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 BEAT_SECONDS, SILENCE_SECONDS = 5.0, 40.0
 PARTING_SECONDS = 10.0  # For the others to end too.
 DOUBT_SECONDS = 3.0  # In which a failure may turn out to be another host's.
-LOST = "what it had computed is kept where its features and checkpoints are. Start the job again on all hosts."
+CURE = "Start the job again on all hosts: it goes on from what checkpoints and feature cache hold."
 Ended = Callable[[str], None]
 
 
@@ -52,7 +52,7 @@ class Team:
         self._wires, self._ended = dict(wires or {}), ended
         self._values: dict[int, queue.SimpleQueue[Any]] = {other: queue.SimpleQueue() for other in self._wires}
         self._parted: dict[int, threading.Event] = {other: threading.Event() for other in self._wires}
-        self._over = threading.Event()
+        self._over, self._told_end = threading.Event(), threading.Event()
         self._failure = ""
         self._failing = threading.Lock()
         for other in self._wires:
@@ -134,10 +134,10 @@ class Team:
         for wire in self._wires.values():
             wire.end()
 
-    def fail(self, reason: str) -> None:
-        """Has the other hosts end too, as this one has failed."""
+    def fail(self, message: str) -> None:
+        """Has the other hosts end too, with this message, as this one has failed."""
         if self._failing.acquire(blocking=False):  # Else the failure came from elsewhere, and they know.
-            self._tell_all(f"{self.names[self.index]} failed: {reason}")
+            self._tell_all(message)
         self._over.set()
 
     def _tell_all(self, message: str, but: int | None = None) -> None:
@@ -168,6 +168,7 @@ class Team:
         return value[1]
 
     def _raise(self) -> NoReturn:
+        self._told_end.wait(DOUBT_SECONDS)
         raise HostError(self._failure or "another host has failed")
 
     def _listen(self, other: int) -> None:
@@ -190,7 +191,7 @@ class Team:
             self._values[other].put(None)
 
     def _lose(self, other: int, reason: str) -> None:
-        self._finish(f"{self.names[other]}, host {other + 1} of {self.count}, was lost: {reason}; {LOST}", other)
+        self._finish(f"{self.names[other]}, host {other + 1} of {self.count}, was lost: {reason}. {CURE}", other)
 
     def _finish(self, message: str, source: int) -> None:
         """Ends this host, and on the chief the others, because of one of them."""
@@ -198,9 +199,10 @@ class Team:
             return
         self._failure = message
         self._tell_all(message, source)
+        self._ended(message)  # First, so that whoever waits does not say the same in another thread.
+        self._told_end.set()
         for waiting in self._values.values():
             waiting.put(None)
-        self._ended(message)
 
     def _show_life(self, beat: float) -> None:
         while not self._over.wait(beat):
@@ -241,13 +243,17 @@ def joined(
     try:
         team.check_same("settings and versions", about, "Start the same command with the same version on all hosts")
         yield team
-    except FinetuneError as error:
+    except HostError as error:
         team.fail(str(error))
+        raise
+    except FinetuneError as error:
+        team.fail(f"{team.names[team.index]} failed: {error}")
         raise
     except BaseException as error:
         interrupted = isinstance(error, KeyboardInterrupt)
         time.sleep(0 if interrupted else DOUBT_SECONDS)  # A host that is lost breaks what waits for it.
-        team.fail("it was interrupted" if interrupted else f"{type(error).__name__}: {error}".splitlines()[0])
+        reason = "it was interrupted" if interrupted else f"{type(error).__name__}: {error}".splitlines()[0]
+        team.fail(f"{team.names[team.index]} failed: {reason}. {CURE}")
         raise
     team.part()
 

@@ -61,6 +61,7 @@ def run(
         job.told_as_given(planned.places, planned.folders),
         tempfile.TemporaryDirectory(prefix="tf-finetune-") as scratch,
         joined(planned.cluster, together.ending(ended, scratch), together.settings_of(planned)) as team,
+        together.explaining_losses(team),
     ):
         return _run(planned, Path(scratch), team, progress)
 

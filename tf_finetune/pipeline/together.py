@@ -7,20 +7,24 @@ is made over a network would take longer than it saves.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
+import re
 import shutil
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 import tensorflow as tf
 
 from tf_finetune import classifier, devices, export, interruption
 from tf_finetune.classifier import Classifier
+from tf_finetune.errors import HostError, listed
 from tf_finetune.features.frozen import Passes
-from tf_finetune.hosts.team import ALONE, Team
+from tf_finetune.hosts.team import ALONE, CURE, DOUBT_SECONDS, Team
 from tf_finetune.job import Job
 from tf_finetune.pipeline.data import Data
 
@@ -46,6 +50,24 @@ def ending(ended: Callable[[str], Any], scratch: str) -> Callable[[str], None]:
         ended(message)
 
     return end
+
+
+@contextlib.contextmanager
+def explaining_losses(team: Team) -> Iterator[None]:
+    """Turns TensorFlow's failure to reach another host into a message; it may notice before that host counts as lost.
+
+    Raises:
+        HostError: A common step was broken off.
+    """
+    try:
+        yield
+    except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError) as error:
+        if team.count == 1:
+            raise
+        tasks = {int(number) for number in re.findall(r"/task:(\d+)", str(error))} - {team.index}
+        names = listed(team.names[task] for task in sorted(tasks) if task < team.count) or "another host"
+        time.sleep(DOUBT_SECONDS)  # If the connection is closed as well, that ends the process, and says why.
+        raise HostError(f"{names} does not answer TensorFlow any more. {CURE}") from error
 
 
 def settings_of(planned: Job) -> dict[str, Any]:
