@@ -13,6 +13,7 @@ from tests.unit.test_hosts import teams, together
 from tf_finetune import backbone as backbones
 from tf_finetune.features import sharing
 from tf_finetune.features.frozen import Way
+from tf_finetune.training import steps
 
 
 def source_of(count: int, seed: int = 0):
@@ -136,3 +137,16 @@ def test_answers_of_all_hosts_come_in_the_order_of_the_examples(one, count):
     expected = sharing.outputs(given, source, one, teams(1)[0][0])
     found = together(*(lambda host=host: sharing.outputs(given, source, one, host) for host in teams(3)[0]))
     np.testing.assert_allclose(found[0], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(("batch_size", "first"), [(8, 0), (5, 2), (3, 1)])
+def test_the_batches_of_all_hosts_are_those_of_one_host_with_as_many_devices(batch_size, first):
+    source = source_of(11)
+    plan = steps.Plan(examples=11, batch_size=batch_size, replicas=4, epochs=2, seed=3)
+    whole = [tuple(part.numpy() for part in batch) for batch in steps.stream(source, plan, first)]
+    assert len(whole) == 4 * (plan.steps - first)
+    streams = [iter(steps.stream(source, plan, first, host, hosts=2)) for host in range(2)]
+    for place, expected in enumerate(whole):
+        found = next(streams[place % 4 // 2])
+        for one, other in zip(expected, found, strict=True):
+            np.testing.assert_array_equal(one, other.numpy())
