@@ -26,12 +26,12 @@ def clean_environment(monkeypatch):
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_folder(tmp_path_factory) -> Iterator[Path]:
-    """A cache folder of the tests' own, for features, that borrows wheels and converted backbones from the real one.
+    """A cache folder of the tests' own, for features, that borrows wheels, backbones and SDKs from the real one.
 
     It is a variable of the environment, so processes that tests start have it too.
     """
     real, borrowed = storage.cache_folder(), tmp_path_factory.mktemp("cache")
-    for name in ("backbones", "wheels", "demo"):
+    for name in ("backbones", "wheels", "demo", "sdks"):
         (real / name).mkdir(parents=True, exist_ok=True)
         (borrowed / name).symlink_to(real / name, target_is_directory=True)
     with pytest.MonkeyPatch.context() as patched:

@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from tf_finetune import versions
 from tf_finetune.errors import UsageError
 from tf_finetune.hosts import Cluster
 
@@ -57,9 +58,11 @@ def _without_noise() -> Iterator[None]:
                 os.write(descriptor, held.read())
 
 
+versions.check("keras")  # Before TensorFlow, which an older Keras may make fail in words of its own.
 with _without_noise():
     import tensorflow as tf
 
+    versions.check("tensorflow", tf.__version__)
     tf.get_logger().setLevel(logging.ERROR)
     tf.config.list_physical_devices()
     logging.getLogger("absl").setLevel(logging.ERROR)

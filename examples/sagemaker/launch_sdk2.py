@@ -1,4 +1,4 @@
-"""Starts a training job by SageMaker's Python SDK 2: pip install "sagemaker<3" tf_finetune.
+"""Starts a training job by SageMaker's Python SDK 2: see README.md beside this script for what to install.
 
 The model becomes s3://BUCKET/JOB-NAME/output/model.tar.gz, the report and predictions output.tar.gz beside it.
 """

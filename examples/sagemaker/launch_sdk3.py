@@ -1,4 +1,4 @@
-"""Starts a training job by SageMaker's Python SDK 3: pip install "sagemaker>=3" tf_finetune.
+"""Starts a training job by SageMaker's Python SDK 3: see README.md beside this script for what to install.
 
 The SDK adds the time to the job's name: the model becomes s3://BUCKET/JOB-NAME-YYYYMMDDHHMMSS/output/model.tar.gz.
 """

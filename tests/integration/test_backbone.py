@@ -245,7 +245,7 @@ def keras_export(saved) -> tuple[Path, keras.Model]:
     """What `model.export` of Keras 3 writes, and the model."""
     layers = [keras.Input([8, 8, 3]), keras.layers.Conv2D(4, 3), keras.layers.GlobalAveragePooling2D()]
     model = keras.Sequential(layers)
-    model.export(str(saved / "keras_export"), verbose=False)
+    model.export(str(saved / "keras_export"))
     return saved / "keras_export", model
 
 
@@ -419,7 +419,7 @@ def test_it_works_in_a_keras_model(convolution_backbone, tmp_path):
     model.fit(photos, labels, epochs=2, batch_size=4, verbose=0)
     assert is_same(before, values(body.variables)) == [False, False]
     predicted = model.predict(photos, verbose=0)
-    model.export(str(tmp_path), verbose=False)
+    model.export(str(tmp_path))
     exported = tf.saved_model.load(str(tmp_path))
     np.testing.assert_allclose(exported.serve(photos), predicted, atol=EXPORTED)
 

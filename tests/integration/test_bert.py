@@ -13,10 +13,12 @@ import tensorflow as tf
 
 import tf_finetune
 from tests import builders
+from tests.needs import NEEDS_TEXT
 from tf_finetune import backbone as backbones
 from tf_finetune import classifier, features, training
 from tf_finetune.errors import BackboneError
 
+pytestmark = NEEDS_TEXT
 SETTINGS = {"epochs": 8, "learning_rate": 0.05, "batch_size": 16, "max_sequence_length": 16}
 INPUTS = {"input_word_ids", "input_mask", "input_type_ids"}
 

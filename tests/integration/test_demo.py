@@ -7,8 +7,12 @@ import sys
 
 import pytest
 
+from tests.needs import NEEDS_TEXT
 
-@pytest.mark.parametrize(("task", "name", "least"), [("image", "demo", 0.95), ("text", "demo-text", 0.90)])
+
+@pytest.mark.parametrize(
+    ("task", "name", "least"), [("image", "demo", 0.95), pytest.param("text", "demo-text", 0.90, marks=NEEDS_TEXT)]
+)
 def test_demo_beats_the_simple_way_and_says_how_to_go_on(tmp_path, task, name, least):
     command = [sys.executable, "-m", "tf_finetune.cli", "demo", "--task", task, "--output", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -21,11 +21,13 @@ import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
 from tests import builders
+from tests.needs import NEEDS_TEXT
 from tf_finetune import packaged, storage, text_ops
 from tf_finetune.backbone import Backbone
 from tf_finetune.errors import BackboneError
 from tf_finetune.packaged import minilm, universal_sentence_encoder
 
+pytestmark = NEEDS_TEXT
 LEAST_COSINE = 0.9999
 TOLERANCE = 1e-5  # Of features; the texts of a batch change the order of sums.
 NAMES = ("universal-sentence-encoder-multilingual", "minilm-l6")

@@ -364,7 +364,7 @@ def test_the_savedmodels_that_people_have_are_not_refused(real_data, cache_folde
 def test_a_keras_export_and_an_old_graph_are_not_refused(tmp_path):
     tf.random.set_seed(1)  # Asked for where operations are deterministic, as they are once a job has run here.
     model = keras.Sequential([keras.Input([8, 8, 3]), keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(2)])
-    model.export(str(tmp_path / "keras"), verbose=False)
+    model.export(str(tmp_path / "keras"))
     safety.check(tmp_path / "keras", trusted=False)
     with tf.Graph().as_default(), tf.compat.v1.Session() as session:
         images = tf.compat.v1.placeholder(tf.float32, [None, 8, 8, 3])

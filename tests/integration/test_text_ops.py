@@ -8,12 +8,14 @@ import pytest
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
+from tests.needs import NEEDS_TEXT
 from tf_finetune import text_ops
 from tf_finetune.errors import BackboneError
 
 SERIES = ".".join(tf.__version__.split(".")[:2])
 
 
+@NEEDS_TEXT
 def test_text_ops_are_registered_and_told_from_tensorflows_own(tmp_path):
     tensorflow_text = text_ops.register_text_ops()
 

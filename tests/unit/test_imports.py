@@ -17,7 +17,7 @@ PACKAGE = Path(tf_finetune.__file__).parent
 LEVELS = {
     0: {"errors"},
     1: {"hyperparameters", "environment", "catalog", "storage", "archive", "examples", "feature_cache", "report"}
-    | {"progress", "interruption", "s3", "hosts"},
+    | {"progress", "interruption", "s3", "hosts", "versions"},
     2: {"devices", "images", "text", "text_ops", "inspection", "job", "tables", "results", "safety", "launch"},
     3: {"checking", "packaged", "backbone", "features", "classifier", "training", "evaluation", "export"},
     4: {"pipeline", "predictor", "serving", "demo"},

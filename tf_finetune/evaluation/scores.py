@@ -15,9 +15,11 @@ def cross_entropy(probabilities: np.ndarray, labels: np.ndarray) -> float:
 
     >>> cross_entropy(np.array([[0.5, 0.5], [0.25, 0.75]]), np.array([0, 1])).__round__(6)
     0.490415
+    >>> cross_entropy(np.array([[1.0, 0.0]]), np.array([0]))  # Not -0.0, which SageMaker's metrics would not find.
+    0.0
     """
     of_truth = probabilities[np.arange(len(labels)), labels].astype(np.float64)
-    return float(-np.log(np.maximum(of_truth, LEAST)).mean())
+    return float(0.0 - np.log(np.maximum(of_truth, LEAST)).mean())
 
 
 def score(probabilities: np.ndarray, labels: np.ndarray, metric: str) -> float:

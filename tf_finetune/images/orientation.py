@@ -69,7 +69,8 @@ def _of_tiff(data: tf.Tensor) -> tf.Tensor:
 
     def number(digits: tf.Tensor, count: int) -> tf.Tensor:
         """Returns what bytes [..., count] say; what is beyond 2**31 turns negative, and is no place in the data."""
-        weights = tf.constant([256 << 16, 256 << 8, 256, 1][-count:])
+        weights = [256 << 16, 256 << 8, 256, 1][-count:]
+        # Reversed here: the optimizer of graphs of TensorFlow 2.18 gives up the whole graph for a slice [::-1] in it.
         return tf.reduce_sum(digits * tf.where(is_little, weights[::-1], weights), axis=-1)
 
     def orientation() -> tf.Tensor:

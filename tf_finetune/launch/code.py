@@ -19,19 +19,19 @@ PACKAGE = Path(__file__).parents[1]
 # What the package needs, as setup.cfg has it; pip leaves alone what an image has. TensorFlow, Keras and NumPy are the
 # image's: naming them would let pip replace them.
 REQUIREMENTS = (
-    "pillow",
-    "scikit-learn",
-    "scipy>=1.8",
-    "threadpoolctl",
+    "pillow>=10.2",
+    "scikit-learn>=1.3",
+    "scipy>=1.10.1",
+    "threadpoolctl>=3.1",
     "pydantic>=2.6",
-    "rich",
-    "matplotlib",
-    "jinja2",
+    "rich>=13.0",
+    "matplotlib>=3.7",
+    "jinja2>=3.1",
     "boto3>=1.36",
-    "pyyaml",
+    "pyyaml>=6.0.1",
 )
 OF_THE_IMAGE = ("tensorflow", "keras", "numpy")
-OF_HUBS = ("tensorflow-hub>=0.16.1", "setuptools<81", "kagglehub")
+OF_HUBS = ("tensorflow-hub>=0.16.1", "setuptools>=65.5,<81", "kagglehub>=1")
 # A value that passes a shell unquoted, as some of AWS's images have it do, and arrives as it was.
 _INERT = re.compile(r"[\w@%+=:,./-]+", re.ASCII)
 
