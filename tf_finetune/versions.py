@@ -5,6 +5,7 @@ pip sees to it where it installs the package, but not where an image brings Tens
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import re
 
@@ -35,6 +36,17 @@ def check(name: str, found: str | None = None) -> None:
             f"Expected {name} {LOWEST[name]} or newer; received {found}. Run `pip install --upgrade {wanted}`, or take "
             "an image or environment that has them."
         )
+
+
+@functools.cache
+def decodes_webp(found: str | None = None) -> bool:
+    """Returns whether a TensorFlow of this version, by default the installed one, decodes WebP: since 2.20."""
+    if found is None:
+        try:
+            found = importlib.metadata.version("tensorflow")
+        except importlib.metadata.PackageNotFoundError:  # Builds of other names are mostly new.
+            return True
+    return _numbers(found) >= (2, 20)
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -14,6 +14,7 @@ from tf_finetune import backbone, examples, images, job, pipeline
 from tf_finetune.errors import DataError
 from tf_finetune.hyperparameters import choices
 from tf_finetune.images import Preprocessing
+from tf_finetune.inspection import conversion
 from tf_finetune.pipeline import data, inputs
 from tf_finetune.report.stopwatch import Stopwatch
 
@@ -29,8 +30,9 @@ def picture(size: int = 32) -> np.ndarray:
 
 
 def bytes_of(image: Image.Image, folder: Path, name: str, **options) -> bytes:
+    """Returns a photo as the graph gets it: with TensorFlow before 2.20 a WebP is a PNG by then."""
     image.save(folder / name, **options)
-    return (folder / name).read_bytes()
+    return conversion.graph_ready((folder / name).read_bytes(), 10**8)
 
 
 def decoded(content: bytes, preprocessing: Preprocessing = AS_IT_IS) -> np.ndarray:

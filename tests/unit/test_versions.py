@@ -111,3 +111,13 @@ def test_a_job_with_keras_2_fails_with_the_message_before_tensorflow_is_imported
     assert done.returncode == 1, done.stderr
     assert "Expected keras 3.5 or newer; received 2.15.0. Run `pip install" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_webp_is_left_to_tensorflow_from_the_version_on_that_decodes_it():
+    assert [versions.decodes_webp(found) for found in ("2.18.1", "2.19.0", "2.20.0", "2.21.0", "3.0")] == [
+        False,
+        False,
+        True,
+        True,
+        True,
+    ]

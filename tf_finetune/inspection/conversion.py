@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 from typing import TYPE_CHECKING
 
+from tf_finetune import versions
 from tf_finetune.errors import DataError
 from tf_finetune.inspection import decoding, sniffing
 from tf_finetune.inspection.records import Header
@@ -41,7 +42,7 @@ def decodable(header: Header) -> bool:
     if header.format == "gif":  # It refuses one that does not end as it should, and takes a frame for the whole.
         return header.coding == "plain" and header.pixels * header.frames <= MOST_GIF_PIXELS
     if header.format == "webp":  # An animated one aborts TensorFlow's process or is refused.
-        return header.frames == 1
+        return header.frames == 1 and versions.decodes_webp()
     return header.format == "png"
 
 
