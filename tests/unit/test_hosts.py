@@ -161,7 +161,10 @@ def test_one_host_is_told_what_it_says():
     assert team.ALONE.collected("a", value) == [value]
     team.ALONE.check_same("settings", {"a": value}, "")
     with team.joined(None, lambda message: None, {}) as found:
-        assert found is team.ALONE
+        assert (found.count, found.is_chief) == (1, True)
+        found.ask_to_stop("max_seconds=1 have passed")
+    with team.joined(None, print, {}) as next_job:
+        assert not next_job.asked
 
 
 def test_hosts_that_differ_all_say_so():

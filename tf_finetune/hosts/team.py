@@ -211,7 +211,7 @@ class Team:
                     wire.send(BEAT)
 
 
-ALONE = Team()
+ALONE = Team()  # For what needs none of a job's own; nobody asks it to stop.
 
 
 @contextlib.contextmanager
@@ -235,7 +235,7 @@ def joined(
         HostError: Some host did not come, or they were started with different settings.
     """
     if cluster is None:
-        yield ALONE
+        yield Team()  # Its own: a request to stop is remembered, and is for this job alone.
         return
     wires = meeting.met(cluster, silence)
     log.info("%d hosts have met: %s; the first decides and writes", len(cluster.names), listed(cluster.names))
