@@ -281,7 +281,7 @@ def test_hosts_that_are_told_different_things_are_refused(change, said):
     one, two, three = clusters(3, seconds=5.0)
     strange = dataclasses.replace(three, **change(three))
     failed = together(
-        lambda: meeting.met(one, 20), lambda: meeting.met(two, 20), lambda: (time.sleep(0.3), meeting.met(strange, 20))
+        lambda: meeting.met(one, 20), lambda: meeting.met(two, 20), lambda: (time.sleep(1.5), meeting.met(strange, 20))
     )
     assert all(said in str(error) for error in failed), failed
 
