@@ -154,6 +154,31 @@ def serve(flags: argparse.Namespace, rest: Sequence[str]) -> int:
     return 0
 
 
+def export(flags: argparse.Namespace, rest: Sequence[str]) -> int:
+    """Writes an archive's model in another format."""
+    from tf_finetune import targets
+
+    most = targets.MAX_LOSS if flags.max_loss is None else arguments.fraction("--max-loss", flags.max_loss)
+    if flags.max_loss is not None and not flags.int8:
+        raise UsageError("--max-loss says what --int8 may lose. Add --int8, or leave --max-loss out.")
+    targets.check_format(flags.format, flags.int8, flags.calibration)
+    archive, calibration = _local(flags.archive), flags.calibration and _local(flags.calibration)
+    _check_existence(*filter(None, [archive, calibration]))
+    is_copy = archive != flags.archive  # Of S3, in the cache folder: no place for results.
+    output = flags.output or (targets.default_output(Path(), flags.format, flags.int8) if is_copy else None)
+    record = targets.export(
+        archive,
+        flags.format,
+        output,
+        int8=flags.int8,
+        calibration=calibration,
+        max_loss=most,
+        trust_backbone=flags.trust_backbone,
+    )
+    print(targets.summary(record))
+    return 0
+
+
 def _limits_of(flags: argparse.Namespace) -> dict[str, Any]:
     numbers = {
         name: arguments.whole_number(f"--{name.replace('_', '-')}", getattr(flags, name), least)
