@@ -159,21 +159,17 @@ def export(flags: argparse.Namespace, rest: Sequence[str]) -> int:
     from tf_finetune import targets
 
     most = targets.MAX_LOSS if flags.max_loss is None else arguments.fraction("--max-loss", flags.max_loss)
-    if flags.max_loss is not None and not flags.int8:
-        raise UsageError("--max-loss says what --int8 may lose. Add --int8, or leave --max-loss out.")
+    for name in ("max_loss", "validation") if not flags.int8 else ():
+        if getattr(flags, name) is not None:
+            raise UsageError(f"--{name.replace('_', '-')} is for --int8. Add --int8, or leave it out.")
     targets.check_format(flags.format, flags.int8, flags.calibration)
-    archive, calibration = _local(flags.archive), flags.calibration and _local(flags.calibration)
-    _check_existence(*filter(None, [archive, calibration]))
+    archive, *channels = (place and _local(place) for place in (flags.archive, flags.calibration, flags.validation))
+    _check_existence(*filter(None, [archive, *channels]))
     is_copy = archive != flags.archive  # Of S3, in the cache folder: no place for results.
     output = flags.output or (targets.default_output(Path(), flags.format, flags.int8) if is_copy else None)
+    given = dict(zip((targets.CALIBRATION, targets.VALIDATION), channels, strict=True))
     record = targets.export(
-        archive,
-        flags.format,
-        output,
-        int8=flags.int8,
-        calibration=calibration,
-        max_loss=most,
-        trust_backbone=flags.trust_backbone,
+        archive, flags.format, output, int8=flags.int8, max_loss=most, trust_backbone=flags.trust_backbone, **given
     )
     print(targets.summary(record))
     return 0

@@ -63,6 +63,7 @@ def _add_answering(command: Command) -> None:
     export.add_argument("--output", metavar="FILE", help="default: model.tflite, or model.onnx, beside the archive")
     export.add_argument("--int8", action="store_true", help="compute in 8 bits (litert)")
     export.add_argument("--calibration", metavar="CHANNEL", help="photos to prove the file on; for --int8 the training")
+    export.add_argument("--validation", metavar="CHANNEL", help="photos to measure --int8 on (default: some of those)")
     export.add_argument("--max-loss", "--max_loss", metavar="SHARE", help="of accuracy, by --int8 (default: 0.02)")
     for asked in (predict, evaluate, serve, export):
         asked.add_argument("--trust-backbone", "--trust_backbone", action="store_true", help="as in train")

@@ -17,7 +17,7 @@ from tf_finetune import examples
 from tf_finetune.errors import ExportError, UsageError
 
 MAX_LOSS = 0.02  # Of accuracy, by int8.
-CALIBRATION = "calibration"  # The channel's name in messages.
+CALIBRATION, VALIDATION = "calibration", "validation"  # Names of channels.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +50,8 @@ class Order:
         format: A key of FORMATS.
         output: The file to write or replace; its description goes to the same name with .json behind.
         is_int8: Whether it computes in 8 bits.
-        calibration: Channel of labelled photos, to prove the file on, to calibrate int8 with and to measure it.
+        calibration: Channel of labelled photos, to prove the file on and to calibrate int8 with.
+        validation: Likewise, to measure int8 on; without it on one half of the former.
         max_loss: Most accuracy that int8 may lose, a fraction.
         is_trusted: Whether the archive's graph may reach out of itself.
     """
@@ -60,6 +61,7 @@ class Order:
     output: Path
     is_int8: bool
     calibration: Path | None
+    validation: Path | None
     max_loss: float
     is_trusted: bool
 
@@ -71,6 +73,7 @@ def export(
     *,
     int8: bool = False,
     calibration: str | Path | None = None,
+    validation: str | Path | None = None,
     max_loss: float = MAX_LOSS,
     trust_backbone: bool = False,
 ) -> dict[str, Any]:
@@ -82,6 +85,8 @@ def export(
         output: The file; by default beside the archive: model.tflite, model.int8.tflite or model.onnx.
         int8: Whether a LiteRT file computes in 8 bits.
         calibration: Folder of class folders of photos, best those of the training; needed for int8.
+        validation: Likewise, best photos that the model was not trained on: they measure int8. Without it one half of
+            the calibration's photos do, and the other half calibrates.
         max_loss: Most accuracy that int8 may lose, a fraction in [0, 1].
         trust_backbone: Whether the graph may read or write files, or run Python code.
 
@@ -91,7 +96,7 @@ def export(
     Raises:
         FinetuneError: It cannot be exported, or the file does not answer as the archive does. Nothing is written then.
     """
-    order = plan(archive, format, output, int8, calibration, max_loss, trust_backbone)
+    order = plan(archive, format, output, int8, calibration, validation, max_loss, trust_backbone)
     from tf_finetune.targets import writing
 
     return writing.write(order)
@@ -100,11 +105,12 @@ def export(
 def plan(
     archive: str | Path,
     format: str,
-    output: str | Path | None,
-    int8: bool,
-    calibration: str | Path | None,
-    max_loss: float,
-    trust_backbone: bool,
+    output: str | Path | None = None,
+    int8: bool = False,
+    calibration: str | Path | None = None,
+    validation: str | Path | None = None,
+    max_loss: float = MAX_LOSS,
+    trust_backbone: bool = False,
 ) -> Order:
     """Returns what `export` is to do; refuses what cannot be done, before TensorFlow is imported."""
     check_format(format, int8, calibration)
@@ -116,10 +122,12 @@ def plan(
         )
     place = default_output(Path(archive).absolute().parent, format, int8) if output is None else Path(output)
     _check_output(place)
-    channel = None if calibration is None else Path(calibration)
-    if channel is not None:
-        examples.check("image", channel, CALIBRATION)
-    return Order(Path(archive), format, place, int8, channel, max_loss, trust_backbone)
+    channels = {CALIBRATION: calibration, VALIDATION: validation}
+    for name, channel in channels.items():
+        if channel is not None:
+            examples.check("image", Path(channel), name)
+    first, second = (None if channel is None else Path(channel) for channel in channels.values())
+    return Order(Path(archive), format, place, int8, first, second, max_loss, trust_backbone)
 
 
 def default_output(folder: Path, format: str, int8: bool) -> Path:

@@ -71,6 +71,12 @@ def load(order: Order) -> Model:
     return Model(whole, preprocessing, cut, module)
 
 
+def probabilities(model: Model, photos: Sequence[str | Path | bytes]) -> np.ndarray:
+    """Returns float32 [N, K]: what the archive's SavedModel answers N photos, paths or bytes, on the CPU in float32."""
+    with tf.device("/CPU:0"):
+        return model.whole.probabilities(photos)
+
+
 def pixels_of(model: Model, photos: Sequence[str | Path | bytes]) -> Iterator[np.ndarray]:
     """Yields float32 [B, H, W, 3] in [0, 255]: photos, paths or bytes, decoded and resized as the archive does it.
 

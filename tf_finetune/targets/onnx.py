@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from tf_finetune import __version__, devices
+from tf_finetune import devices, export
 from tf_finetune.errors import ExportError, listed
 from tf_finetune.targets import description as descriptions
 from tf_finetune.targets.graph import Model
@@ -58,7 +58,7 @@ def _nodes(graph: Any) -> list[Any]:
 
 def described(proto: Any, description: Mapping[str, Any]) -> bytes:
     """Returns the file, with its description and its class names among its metadata_props."""
-    proto.producer_name, proto.producer_version = "tf_finetune", __version__
+    proto.producer_name, proto.producer_version = "tf_finetune", export.versions().get("tf_finetune", "")
     for name, text in (
         (descriptions.NAME, descriptions.as_text(description)),
         (descriptions.LABELS, descriptions.labels(description)),

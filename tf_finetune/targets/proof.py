@@ -137,7 +137,7 @@ def check_loss(
             f"int8 loses too much: accuracy {figures['accuracy_int8']:.4f} instead of "
             f"{figures['accuracy_float32']:.4f} in float32, on {len(labels):,} photos that it was not calibrated with. "
             f"Expected a loss of at most {max_loss:g}; received {loss:.4f}. Nothing was written. Calibrate with more "
-            f"photos (it were {calibrated_on:,}), allow more by --max-loss, or export without --int8."
+            f"photos (they were {calibrated_on:,}), allow more by --max-loss, or export without --int8."
         )
     return figures
 

@@ -18,7 +18,7 @@ import numpy as np
 from tf_finetune import examples, export, images
 from tf_finetune.errors import DataError, ExportError
 from tf_finetune.examples import Examples
-from tf_finetune.targets import CALIBRATION, FORMATS, Order, described_at, graph, litert, onnx, proof
+from tf_finetune.targets import CALIBRATION, FORMATS, VALIDATION, Order, described_at, graph, litert, onnx, proof
 from tf_finetune.targets import description as descriptions
 from tf_finetune.targets.graph import Model
 
@@ -60,20 +60,26 @@ def _samples(order: Order, model: Model) -> tuple[Examples | None, Examples | No
     """Returns the photos to calibrate with, or to prove the file on, and those to measure int8 on.
 
     Raises:
-        DataError: The channel has another class, or too few photos for int8.
+        DataError: A channel has another class, or too few photos for int8.
     """
     if order.calibration is None:
         return None, None
-    every = examples.read("image", order.calibration, model.whole.class_names, CALIBRATION)
+    first, second = (
+        None if channel is None else examples.read("image", channel, model.whole.class_names, name)
+        for channel, name in ((order.calibration, CALIBRATION), (order.validation, VALIDATION))
+    )
+    assert first is not None
     if not order.is_int8:
-        return _spread(every, PROVED_ON), None
-    if len(every) < LEAST_PHOTOS:
-        raise DataError(
-            f"{order.calibration} has {len(every)} photos. Expected at least {LEAST_PHOTOS} to calibrate 8 bits with "
-            "and to measure what they cost, better some hundreds. Give the channel that the model was trained on."
-        )
-    # They come class by class, so that every other one leaves either half with all classes.
-    first, second = (dataclasses.replace(every, items=every.items[start::2]) for start in (0, 1))
+        return _spread(first, PROVED_ON), None
+    if second is None:
+        if len(first) < LEAST_PHOTOS:
+            raise DataError(
+                f"{order.calibration} has {len(first)} photos. Expected at least {LEAST_PHOTOS} to calibrate 8 bits "
+                "with and to measure what they cost, better some hundreds. Give the channel that the model was "
+                "trained on."
+            )
+        # They come class by class, so that every other one leaves either half with all classes.
+        first, second = (dataclasses.replace(first, items=first.items[start::2]) for start in (0, 1))
     return _spread(first, CALIBRATED_ON), _spread(second, MEASURED_ON)
 
 
@@ -100,9 +106,10 @@ def _proof(order: Order, model: Model, file: Path, first: Examples | None, secon
     """
     measured = second or first
     photos: list[Any] = graph.synthetic_photos(model.preprocessing.image_size) if measured is None else _paths(measured)
-    expected = model.whole.probabilities(photos)  # First: it names a photo that cannot be decoded.
+    expected = graph.probabilities(model, photos)  # First: it names a photo that cannot be decoded.
     answered = proof.answers(file, order.format, graph.pixels_of(model, photos))
-    on = {"on": "noise and gradients" if measured is None else "photos of the calibration channel"}
+    channel = VALIDATION if order.validation else CALIBRATION
+    on = {"on": "noise and gradients" if measured is None else f"photos of the {channel} channel"}
     if order.is_int8 and first is not None and measured is not None:
         labels = np.array(measured.labels)
         return {**on, **proof.check_loss(answered, expected, labels, len(first), order.max_loss)}
