@@ -164,11 +164,13 @@ def test_int8_that_loses_too_much_is_refused_and_what_was_there_stays(tmp_path):
         targets.export(archive, "litert", file, int8=True, calibration=few)
 
 
-def test_a_damaged_photo_of_the_calibration_is_named(archive, channel, tmp_path):
+@pytest.mark.parametrize("harm", [lambda png: png[:8] + b"broken" * 9, lambda png: png[: len(png) // 2]])
+def test_a_damaged_photo_of_the_calibration_is_named(harm, archive, channel, tmp_path):
     for folder in channel.iterdir():
         copy = tmp_path / "channel" / folder.name
         builders.write_files(copy, {path.name: path.read_bytes() for path in folder.iterdir()})
-    (tmp_path / "channel" / NAMES[0] / "0.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"broken" * 9)
+    damaged = tmp_path / "channel" / NAMES[0] / "0.png"
+    damaged.write_bytes(harm(damaged.read_bytes()))
     with pytest.raises(DataError, match=r"0\.png"):
         targets.export(archive, "litert", tmp_path / "file", int8=True, calibration=tmp_path / "channel")
 
