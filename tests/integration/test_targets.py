@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import tf_finetune
 from tests import builders
 from tf_finetune import cli, export, images, predictor, targets
 from tf_finetune.errors import DataError, ExportError
@@ -210,3 +211,16 @@ def test_the_process_that_proves_a_file_knows_neither_us_nor_tensorflow():
         assert sys.modules["tf_finetune"] is None and sys.modules["tensorflow"] is None
     finally:
         sys.modules.update(kept)
+
+
+@pytest.mark.soak
+def test_the_packaged_backbone_on_real_photos_keeps_its_accuracy_in_each_format(real_data, tmp_path):
+    photos = real_data / "images" / "flowers-400"
+    record = tf_finetune.train(photos, tmp_path, "flowers")
+    archive = Path(record["job"]["model_artifact"])
+    for format in targets.FORMATS:
+        assert targets.export(archive, format, calibration=photos)["proof"]["largest_difference"] < 1e-5
+    found = targets.export(archive, "litert", int8=True, calibration=photos)
+    assert found["proof"]["same_prediction"] > 0.95 and found["bytes"] < 4.2e6
+    names = {"model.tar.gz", "data", "model.tflite", "model.onnx", "model.int8.tflite"}
+    assert names <= {path.name for path in archive.parent.iterdir()}
