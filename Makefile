@@ -46,7 +46,7 @@ $(OLDEST)/.ready: setup.cfg pyproject.toml tests/versions/oldest.txt
 	test -x $(OLDEST)/bin/python || $(OLDEST_PYTHON) -m venv $(OLDEST)
 	$(OLDEST)/bin/python -m pip install --quiet --upgrade pip
 	$(OLDEST)/bin/python -m pip install --quiet --constraint tests/versions/oldest.txt \
-		--requirement tests/versions/tools.txt --editable '.[text,kaggle]'
+		--requirement tests/versions/tools.txt --editable '.[text,kaggle,litert,onnx]'
 	$(call toolkit,$(OLDEST),oldest)
 	touch $@
 

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def _without_noise() -> Iterator[None]:
+def without_noise() -> Iterator[None]:
     """Holds back what is written to the standard-error descriptor, and gives it out only if the body fails.
 
     What Python itself writes comes through: other threads may log meanwhile.
@@ -59,7 +59,7 @@ def _without_noise() -> Iterator[None]:
 
 
 versions.check("keras")  # Before TensorFlow, which an older Keras may make fail in words of its own.
-with _without_noise():
+with without_noise():
     import tensorflow as tf
 
     versions.check("tensorflow", tf.__version__)
@@ -95,7 +95,7 @@ def strategy(replicas: int | None = None) -> tf.distribute.Strategy:
 @functools.cache
 def _mirrored(devices: tuple[str, ...]) -> tf.distribute.Strategy:
     """Returns the same strategy each time: two in one process number their collective operations alike, and clash."""
-    with _without_noise():
+    with without_noise():
         return tf.distribute.MirroredStrategy(devices)
 
 
@@ -125,7 +125,7 @@ def over_hosts(cluster: Cluster, replicas: int | None = None) -> tf.distribute.S
         rpc_layer="grpc",
     )
     try:
-        with _without_noise():
+        with without_noise():
             spread = tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
     except tf.errors.OpError as error:
         place = cluster.addresses[cluster.index]

@@ -70,10 +70,10 @@ def write_side_files(folder: Path, class_names: Sequence[str], description: Mapp
     shutil.copyfile(str(_asset("inference.py")), folder / "code" / "inference.py")
 
 
-def versions() -> dict[str, str]:
-    """Returns the versions of Python and of the packages that made the model."""
+def versions(others: Sequence[str] = ()) -> dict[str, str]:
+    """Returns the versions of Python and of the packages that made the model, and of others that did."""
     installed = {}
-    for package in PACKAGES:
+    for package in (*PACKAGES, *others):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             installed[package] = importlib.metadata.version(package)
     return {"python": ".".join(map(str, sys.version_info[:3])), **installed}

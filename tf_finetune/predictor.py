@@ -35,12 +35,19 @@ class Predictor:
     Attributes:
         class_names: The K class names, in the order of the probabilities.
         task: "image" or "text".
+        description: What the archive's tf_finetune.json holds.
     """
 
     class_names: tuple[str, ...]
     task: str
+    description: dict[str, Any]
     _signature: Any
     _input_name: str
+
+    @property
+    def saved_model(self) -> Any:
+        """What TensorFlow loaded: it holds the parts that were trained, see `backbone.earlier`."""
+        return self._signature._keeps_alive
 
     def predict(self, inputs: str | Path | bytes | Iterable[str | Path | bytes]) -> list[dict[str, Any]]:
         """Returns one answer per input, in order.
@@ -76,7 +83,7 @@ class Predictor:
         if self.task == "text":
             contents = [item if isinstance(item, bytes) else str(item).encode("utf-8", "replace") for item in inputs]
         else:
-            contents = [_photo(item) for item in inputs]
+            contents = [encoded(item) for item in inputs]
         try:
             return self._signature(**{self._input_name: tf.constant(contents)})["probabilities"].numpy()
         except tf.errors.InvalidArgumentError:
@@ -156,10 +163,10 @@ def _load_folder(folder: Path, place: Path, trusted: bool) -> Predictor:
         raise ExportError(f"{place} cannot be loaded: {str(error).splitlines()[0][:300]}") from None
     function = model.signatures[signature["name"]]
     function._keeps_alive = model
-    return Predictor(tuple(names), description["task"], function, signature["input"])
+    return Predictor(tuple(names), description["task"], description, function, signature["input"])
 
 
-def _photo(item: str | Path | bytes) -> bytes:
+def encoded(item: str | Path | bytes) -> bytes:
     """Returns the bytes of a photo as the graph decodes them; a format that it does not know is converted.
 
     Raises:

@@ -257,7 +257,7 @@ def test_what_needs_no_data_is_done_while_all_channels_are_fetched(bucket, proxy
 
 def test_while_tensorflow_is_imported_the_logs_lines_come_through_and_its_noise_does_not(capfd, monkeypatch):
     monkeypatch.setattr(sys, "stderr", sys.__stderr__)
-    with devices._without_noise():
+    with devices.without_noise():
         print("fetching", file=sys.stderr)
         os.write(2, b"noise")
     print("after", file=sys.stderr)

@@ -52,6 +52,8 @@ WRONG = [
     ("train --training good --backbone ./nowhere", ["backbone ./nowhere is neither a folder"]),
     ("train --training good --output file/out", ["The output place", "Give another --output"]),
     ("predict nowhere.tar.gz gone.jpg", ["no such file or folder: nowhere.tar.gz"]),
+    ("export good --format tflite", ["--format: expected litert or onnx; received 'tflite'"]),
+    ("export good --format onnx --int8", ["--int8 is for --format litert only"]),
     ("cache --cache-dir file", ["--cache-dir: expected a folder on this machine, or none; received file"]),
     ("train --training good --cache-dir s3://b/c", ["--cache-dir: expected a folder", "received s3://b/c"]),
     ("backbones efficientnet-lite-0", ["There is no backbone efficientnet-lite-0.", "Did you mean"]),

@@ -20,7 +20,7 @@ LEVELS = {
     | {"progress", "interruption", "s3", "hosts", "versions"},
     2: {"devices", "images", "text", "text_ops", "inspection", "job", "tables", "results", "safety", "launch"},
     3: {"checking", "packaged", "backbone", "features", "classifier", "training", "evaluation", "export"},
-    4: {"pipeline", "predictor", "serving", "demo"},
+    4: {"pipeline", "predictor", "serving", "demo", "targets"},
     5: {"cli", "__init__"},
 }
 LEVEL_OF = {module: level for level, modules in LEVELS.items() for module in modules}
@@ -36,6 +36,7 @@ SIDEWAYS = {
     ("export", "classifier"),
     ("examples", "report"),
     ("results", "inspection"),
+    ("targets", "predictor"),
 }
 WITHOUT_TENSORFLOW = (
     LEVELS[0]
@@ -57,6 +58,10 @@ SLOW = {
     "scipy",
     "yaml",
     "kagglehub",
+    "onnx",
+    "tf2onnx",
+    "onnxruntime",
+    "ai_edge_litert",
 }
 
 

@@ -18,7 +18,14 @@ from tf_finetune.errors import MESSAGE_LIMIT, UsageError
 ROOT = Path(versions.__file__).parents[1]
 FOLDER = ROOT / "tests" / "versions"
 ONLY_CHECKED_WITH = {"ruff", "mypy", "build"}  # No part of a run of the suite.
-LACKING = {"tensorflow-text", "kagglehub"}  # Extras that AWS's images lack; jobs do without.
+LACKING = {
+    "tensorflow-text",
+    "kagglehub",
+    "ai-edge-litert",
+    "tf2onnx",
+    "onnx",
+    "onnxruntime",
+}  # Extras that AWS's images lack; jobs do without.
 
 
 def lines_of(text: str) -> list[str]:

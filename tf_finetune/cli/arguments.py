@@ -104,3 +104,14 @@ def milliseconds(flag: str, value: str) -> float:
         raise UsageError(
             f"{flag}: expected milliseconds from 0 to {MOST_MILLISECONDS:,}; received {value!r}."
         ) from None
+
+
+def fraction(flag: str, value: str) -> float:
+    """Returns a flag's value, a number from 0 to 1."""
+    try:
+        number = float(value)
+        if not 0 <= number <= 1:
+            raise ValueError
+        return number
+    except ValueError:
+        raise UsageError(f"{flag}: expected a number from 0 to 1; received {value!r}.") from None

@@ -154,6 +154,27 @@ def serve(flags: argparse.Namespace, rest: Sequence[str]) -> int:
     return 0
 
 
+def export(flags: argparse.Namespace, rest: Sequence[str]) -> int:
+    """Writes an archive's model in another format."""
+    from tf_finetune import targets
+
+    most = targets.MAX_LOSS if flags.max_loss is None else arguments.fraction("--max-loss", flags.max_loss)
+    for name in ("max_loss", "validation") if not flags.int8 else ():
+        if getattr(flags, name) is not None:
+            raise UsageError(f"--{name.replace('_', '-')} is for --int8. Add --int8, or leave it out.")
+    targets.check_format(flags.format, flags.int8, flags.calibration)
+    archive, *channels = (place and _local(place) for place in (flags.archive, flags.calibration, flags.validation))
+    _check_existence(*filter(None, [archive, *channels]))
+    is_copy = archive != flags.archive  # Of S3, in the cache folder: no place for results.
+    output = flags.output or (targets.default_output(Path(), flags.format, flags.int8) if is_copy else None)
+    given = dict(zip((targets.CALIBRATION, targets.VALIDATION), channels, strict=True))
+    record = targets.export(
+        archive, flags.format, output, int8=flags.int8, max_loss=most, trust_backbone=flags.trust_backbone, **given
+    )
+    print(targets.summary(record))
+    return 0
+
+
 def _limits_of(flags: argparse.Namespace) -> dict[str, Any]:
     numbers = {
         name: arguments.whole_number(f"--{name.replace('_', '-')}", getattr(flags, name), least)

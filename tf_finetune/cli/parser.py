@@ -57,7 +57,15 @@ def _add_answering(command: Command) -> None:
     serve.add_argument("--port", metavar="N", help="default: SAGEMAKER_BIND_TO_PORT, else 8080; 0 is a free one")
     serve.add_argument("--max-batch", "--max_batch", metavar="N", help="examples answered at once (default: 32)")
     serve.add_argument("--max-delay", "--max_delay", metavar="MS", help="to wait for others, if any come (default: 5)")
-    for asked in (predict, evaluate, serve):
+    export = command("export", commands.export, "write a model of photos for phones and browsers: LiteRT or ONNX")
+    export.add_argument("archive", metavar="ARCHIVE", help="model.tar.gz, or the folder that it was unpacked to")
+    export.add_argument("--format", metavar="FORMAT", required=True, help="litert or onnx")
+    export.add_argument("--output", metavar="FILE", help="default: model.tflite, or model.onnx, beside the archive")
+    export.add_argument("--int8", action="store_true", help="compute in 8 bits (litert)")
+    export.add_argument("--calibration", metavar="CHANNEL", help="photos to prove the file on; for --int8 the training")
+    export.add_argument("--validation", metavar="CHANNEL", help="photos to measure --int8 on (default: some of those)")
+    export.add_argument("--max-loss", "--max_loss", metavar="SHARE", help="of accuracy, by --int8 (default: 0.02)")
+    for asked in (predict, evaluate, serve, export):
         asked.add_argument("--trust-backbone", "--trust_backbone", action="store_true", help="as in train")
 
 
