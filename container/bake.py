@@ -1,4 +1,4 @@
-"""Puts backbones, named by their ids, into the image's cache folder, where every user of the image may use and add to it."""
+"""Puts backbones, named by their ids, into the image's cache folder, for every user of the image."""
 
 from __future__ import annotations
 

@@ -30,8 +30,8 @@ def choose(wanted: str = "") -> str:
             return name
     found = [f"{name} does not answer" if shutil.which(name) else f"no {name}" for name in names]
     raise ProblemError(
-        f"Expected docker, podman or buildah to work here. Found: {', '.join(found)}. Start its service or install one; "
-        "or train without an image: pip install . && tf-finetune train --training DATA"
+        f"Expected docker, podman or buildah to work here. Found: {', '.join(found)}. Start or install "
+        "one; or train without an image: pip install . && tf-finetune train --training DATA"
     )
 
 

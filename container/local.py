@@ -86,7 +86,11 @@ def write_config(folder: Path, channels: Mapping[str, Any], hyperparameters: Map
 
 
 def hyperparameters_of(text: str) -> dict[str, str]:
-    """Returns hyperparameters as SageMaker passes them, strings, from `name=value name=value`, JSON or a file of JSON."""
+    """Returns hyperparameters as SageMaker passes them, as strings.
+
+    Args:
+        text: `name=value name=value`, a JSON object, or the path of a .json file that holds one.
+    """
     text = text.strip()
     if text.endswith(".json"):
         try:

@@ -1,6 +1,6 @@
-"""Writes the exact versions of all that the image installs: `make lock`, which brings uv, from setup.cfg's requirements.
+"""Writes the exact versions of all that the image installs, from setup.cfg: `make lock`, which brings uv for it.
 
-requirements.txt serves every Python and processor that has wheels; requirements-cuda.txt is what tensorflow[and-cuda] adds.
+requirements.txt serves every Python from OLDEST_PYTHON on; requirements-cuda.txt is what tensorflow[and-cuda] adds.
 """
 
 from __future__ import annotations

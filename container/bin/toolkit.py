@@ -1,4 +1,4 @@
-"""Runs sagemaker-training's `train` with the image's entry script, and so that SIGTERM ends the training, not the toolkit."""
+"""Runs sagemaker-training's `train` with the image's entry script, and so that SIGTERM ends the training alone."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import signal
-import sys
+import time
 from pathlib import Path
 from types import FrameType
 
@@ -15,7 +15,7 @@ LOOKS = 2
 ENDED_BY_SIGTERM = 128 + signal.SIGTERM
 
 
-_idle = 0  # Looks in a row, since SIGTERM came, at which there was no child.
+_idle: list[float] = []  # When there was no child, in a row, since SIGTERM came.
 
 
 def heed(number: int, frame: FrameType | None) -> None:
@@ -25,13 +25,12 @@ def heed(number: int, frame: FrameType | None) -> None:
     training process still saves what it has. It has children before that too, for moments; and when the training has
     ended, it needs a moment for itself: hence two looks, a second apart.
     """
-    global _idle
     try:
         os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        _idle = 0
+        _idle.clear()
     except ChildProcessError:
-        _idle += 1
-    if _idle == LOOKS:
+        _idle.append(time.monotonic())
+    if len(_idle) == LOOKS:
         os._exit(ENDED_BY_SIGTERM)
     signal.setitimer(signal.ITIMER_REAL, 1)
 
@@ -64,4 +63,7 @@ if __name__ == "__main__":
     place_entry_script(Path(os.environ.get("SAGEMAKER_BASE_DIR") or "/opt/ml"))
     from sagemaker_training import trainer
 
-    sys.exit(trainer.train())
+    try:
+        trainer.train()  # It exits by itself.
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)

@@ -39,7 +39,8 @@ LONG = {"train_only_top_layer": "False", "epochs": "100000", "optimizer": "sgd",
 LONG |= {"checkpoint_seconds": "1", "early_stopping": "False"}
 
 needs_init = pytest.mark.skipif(
-    importlib.util.find_spec("sagemaker_training") is None or shutil.which("dumb-init", path=f"{BIN}:{os.environ['PATH']}") is None,
+    importlib.util.find_spec("sagemaker_training") is None
+    or shutil.which("dumb-init", path=f"{BIN}:{os.environ['PATH']}") is None,
     reason="the extra [container] is not installed",
 )
 
@@ -69,7 +70,9 @@ def test_the_dockerfile_is_clean_by_hadolint():
 
 
 def test_what_the_dockerfile_copies_is_there_and_in_the_context():
-    rules = [line for line in (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
+    rules = [
+        line for line in (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines() if not line.startswith("#")
+    ]
     assert rules[0] == "*"
     allowed = [rule[1:] for rule in rules if rule.startswith("!")]
     copied = [words for name, words in instructions() if name == "COPY" and "--from" not in words]
@@ -264,7 +267,12 @@ def test_serve_answers_for_the_model_and_make_predict_local_asks_it(ended_job):
     photo = next((base / "input" / "data" / "training").rglob("*.png"))
     with served(base) as (process, port):
         status, body = answer(
-            port, "POST", "/invocations", photo.read_bytes(), Content_Type="application/x-image", Accept="application/json"
+            port,
+            "POST",
+            "/invocations",
+            photo.read_bytes(),
+            Content_Type="application/x-image",
+            Accept="application/json",
         )
         assert status == 200, body
         done = make("predict-local", FILE=str(photo), PORT=str(port))
@@ -351,7 +359,9 @@ def test_one_message_says_that_there_is_no_engine(tools, tmp_path):
         done = make(target, str(tools), **variables)
         assert done.returncode != 0
         message = done.stderr.splitlines()[0]
-        assert message.startswith("Expected docker, podman or buildah to work here. Found: no docker, no podman, no buildah.")
+        assert message.startswith(
+            "Expected docker, podman or buildah to work here. Found: no docker, no podman, no buildah."
+        )
         assert "Traceback" not in done.stderr
 
 
