@@ -430,3 +430,43 @@ def test_what_is_missing_is_told_in_one_message(target, variables, message):
     assert message in done.stderr.splitlines()[0]
     assert "Traceback" not in done.stderr
     assert not (ROOT / "o").exists()
+
+
+# The SDK's local mode
+
+COMPOSE = """#!/bin/sh
+# Stands for Docker Compose: shows the file that it is given.
+if [ "$1 $2" = "compose version" ]; then echo "Docker Compose version v2.40.0"; exit 0; fi
+while [ $# -gt 0 ]; do if [ "$1" = -f ]; then cat "$2" >>"$NOTES"; fi; shift; done
+"""
+
+
+def test_the_example_of_local_mode_shows_its_help_without_an_sdk(tmp_path):
+    command = [sys.executable, "-S", str(toolkit.EXAMPLES / "local_sdk2.py"), "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "--training" in done.stdout
+
+
+def test_the_example_of_local_mode_starts_the_image_with_the_users_photos(tmp_path):
+    python = os.environ.get("TF_FINETUNE_TEST_SDK2", sys.executable)
+    if subprocess.run([python, "-c", "import sagemaker.local"], capture_output=True, check=False).returncode:
+        pytest.skip("version 2 of SageMaker's SDK is not installed; TF_FINETUNE_TEST_SDK2 names a Python that has it")
+    (tmp_path / "docker").write_text(COMPOSE, encoding="utf-8")
+    (tmp_path / "docker").chmod(0o755)
+    photos = builders.write_class_folders(tmp_path / "photos", per_class=1)
+    environ = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "NOTES": str(tmp_path / "notes")}
+    command = [
+        python,
+        str(toolkit.EXAMPLES / "local_sdk2.py"),
+        "--training",
+        str(photos),
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    composed = (tmp_path / "notes").read_text(encoding="utf-8")
+    assert "image: tf-finetune\n" in composed
+    assert "command: train\n" in composed
+    assert f"{photos}:/opt/ml/input/data/training\n" in composed
