@@ -27,7 +27,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from tests import builders
-from tests.container import toolkit
+from tests.container import sdks, toolkit
 
 ROOT = Path(__file__).parents[2]
 CONTAINER = ROOT / "container"
@@ -448,10 +448,8 @@ def test_the_example_of_local_mode_shows_its_help_without_an_sdk(tmp_path):
     assert "--training" in done.stdout
 
 
-def test_the_example_of_local_mode_starts_the_image_with_the_users_photos(tmp_path):
-    python = os.environ.get("TF_FINETUNE_TEST_SDK2", sys.executable)
-    if subprocess.run([python, "-c", "import sagemaker.local"], capture_output=True, check=False).returncode:
-        pytest.skip("version 2 of SageMaker's SDK is not installed; TF_FINETUNE_TEST_SDK2 names a Python that has it")
+def test_the_example_of_local_mode_starts_the_image_with_the_users_photos(tmp_path, cache_folder):
+    python = sdks.installed("sagemaker<3", cache_folder / "sdks" / "2")
     (tmp_path / "docker").write_text(COMPOSE, encoding="utf-8")
     (tmp_path / "docker").chmod(0o755)
     photos = builders.write_class_folders(tmp_path / "photos", per_class=1)
