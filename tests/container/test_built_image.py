@@ -27,7 +27,8 @@ from tests.container.test_image import LONG, answer, make, wait_for
 pytestmark = pytest.mark.soak
 
 CONTAINER = Path(__file__).parents[2] / "container"
-IMAGE, BASE = "localhost/tf-finetune-test", "localhost/tf-finetune-test-base"
+GIVEN = os.environ.get("TF_FINETUNE_TEST_IMAGE")  # An image that is there already and stays; with both BACKBONES.
+IMAGE, BASE = GIVEN or "localhost/tf-finetune-test", "localhost/tf-finetune-test-base"
 BACKBONES = "efficientnet-lite0 universal-sentence-encoder-multilingual"
 STRANGER = 1234  # A user whom nobody knows.
 PORT = 18080
@@ -56,6 +57,9 @@ def engine() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def image(engine, tmp_path_factory) -> Iterator[str]:
+    if GIVEN:
+        yield GIVEN
+        return
     given = {"IMAGE": IMAGE, "BACKBONES": BACKBONES, "ENGINE": engine}
     if engine == "buildah" and shutil.which("debootstrap") and os.getuid() == 0:
         make_base(tmp_path_factory.mktemp("base"))
@@ -86,7 +90,8 @@ def printed(*command: str) -> str:
 
 def process_1(above: int, name: str) -> int | None:
     """Returns the outermost process of a name below another."""
-    for word in Path(f"/proc/{above}/task/{above}/children").read_text().split():
+    # Each thread of a Go program has children of its own.
+    for word in " ".join(file.read_text() for file in Path(f"/proc/{above}/task").glob("*/children")).split():
         with contextlib.suppress(OSError):
             if Path(f"/proc/{word}/comm").read_text().strip() == name:
                 return int(word)
