@@ -10,6 +10,7 @@ import re
 import sys
 import tarfile
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -243,7 +244,7 @@ def test_what_needs_no_data_is_done_while_all_channels_are_fetched(bucket, proxy
 
     def meanwhile():
         while len(begun) < 2:  # Both channels, at once.
-            pass
+            time.sleep(0.01)
         done.append(True)
         go.set()
 
