@@ -220,7 +220,7 @@ def test_requests_of_many_clients_go_through_the_model_together_and_each_gets_it
 
 def test_sigterm_ends_the_server_when_what_it_accepted_is_answered(archive, photos):
     body = (photos / "cyan/0.png").read_bytes()
-    answered, refused = [], []
+    answered, refused, told_to_close = [], [], []
 
     def client(server: Server) -> None:
         """Asks on until no connection is accepted; each one that was accepted must be answered."""
@@ -238,6 +238,7 @@ def test_sigterm_ends_the_server_when_what_it_accepted_is_answered(archive, phot
                     break
                 answered.append(status)
                 if headers.get("connection") == "close":
+                    told_to_close.append(status)
                     break
             connection.close()
 
@@ -250,6 +251,7 @@ def test_sigterm_ends_the_server_when_what_it_accepted_is_answered(archive, phot
         for one in clients:
             one.result(30)
     assert set(answered) == {200}
+    assert len(told_to_close) >= 6  # So that a kept connection is not cut between two requests.
     assert len(refused) <= 6  # A connection that came in the very moment in which the listening ended.
     assert all(isinstance(error, (ConnectionResetError, http.client.RemoteDisconnected)) for error in refused)
 
