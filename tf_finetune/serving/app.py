@@ -6,9 +6,11 @@ The contract is that of "Use Your Own Inference Code" in the SageMaker developer
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import time
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
@@ -29,6 +31,7 @@ log = logging.getLogger(__name__)
 
 PING_SECONDS = 1.5  # SageMaker allows 2.
 FRESH_SECONDS = 5.0  # A model that has just answered is well.
+LINGER_SECONDS = 2.0  # In which the rest of a body that is too large is read.
 BODY_SECONDS = 60.0  # In which a body must have come; an invocation may last no longer.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src blob:; connect-src 'self'"
 
@@ -126,15 +129,26 @@ async def _invoked(request: Request, state: State) -> Response:
 async def _body(request: Request, most: int) -> bytes:
     """Returns a request's body, read no further than is allowed."""
     told = request.headers.get("content-length", "")
-    found = bytearray()
+    found, parts = bytearray(), request.stream()
     if not (told.isdecimal() and int(told) > most):
-        async for part in request.stream():
+        async for part in parts:
             found += part
             if len(found) > most:
                 break
         else:
             return bytes(found)
+    with contextlib.suppress(asyncio.TimeoutError):
+        await asyncio.wait_for(_discarded(parts, most), LINGER_SECONDS)
     raise Refusal(413, f"Expected a body of up to {most:,} bytes. Received: more.")
+
+
+async def _discarded(parts: AsyncIterator[bytes], most: int) -> None:
+    """Reads some more and forgets it: a client that is still sending would see a broken connection, not our answer."""
+    size = 0
+    async for part in parts:
+        size += len(part)
+        if size > most:
+            return
 
 
 async def _is_well(state: State) -> bool:
