@@ -184,6 +184,21 @@ def test_an_endpoint_that_does_not_answer_is_named(tmp_path, monkeypatch):
         s3.fetch("s3://bucket/data/", tmp_path / "data")
 
 
+def test_an_endpoint_that_hangs_up_is_named(serve, tmp_path):
+    (tmp_path / "file").write_bytes(ROSE)
+    server = serve(lambda number, request, body: None)
+    with pytest.raises(FinetuneError, match=rf"^s3://bucket/up/: {server.url} cannot be reached.*AWS_ENDPOINT_URL"):
+        s3.put(tmp_path / "file", "s3://bucket/up/")
+    assert len(server.requests) == 4  # Twice botocore's two attempts.
+
+
+def test_an_upload_is_made_again_when_its_connections_break(serve, tmp_path):
+    (tmp_path / "file").write_bytes(ROSE)
+    server = serve(lambda number, request, body: None if number < 3 else (200, {}, b""))
+    assert str(s3.put(tmp_path / "file", "s3://bucket/up/")) == "s3://bucket/up/file"
+    assert [request.path for request in server.requests] == ["/bucket/up/file"] * 3
+
+
 def test_an_endpoint_that_is_no_url_is_told(tmp_path, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "not a url")
     with pytest.raises(UsageError, match="Check AWS_ENDPOINT_URL"):

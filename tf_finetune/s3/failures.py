@@ -79,14 +79,14 @@ def made_clear(where: Location | None, is_anonymous: Callable[[], bool] = lambda
 def clear(error: Exception, where: Location | None, is_anonymous: bool = False) -> FinetuneError:
     """Returns the clear error for one of boto3's."""
     place = str(where) if where else "S3"
-    if hasattr(error, "response"):
+    if getattr(error, "response", None):  # A broken connection's error has one that is None.
         return _of_answer(error, place, is_anonymous)
     return FinetuneError(f"{place}: {_of_connection(error)}")
 
 
 def code_of(error: Any) -> str:
     """Returns S3's code of an answered error, such as NoSuchKey; empty where there was no answer."""
-    return str(getattr(error, "response", {}).get("Error", {}).get("Code", ""))
+    return str((getattr(error, "response", None) or {}).get("Error", {}).get("Code", ""))
 
 
 def will_pass(error: Exception) -> bool:

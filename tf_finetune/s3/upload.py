@@ -7,7 +7,8 @@ import contextlib
 import logging
 import mimetypes
 import os
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -128,19 +129,29 @@ def _files(folder: Path) -> Iterator[Path]:
 
 def _send(service: Any, bucket: str, files: Iterator[tuple[Path, str]], kms_key: str | None) -> int:
     """Sends all files, and returns how many; if one fails, the manager cancels the others when its block ends."""
-    under_way: collections.deque[Any] = collections.deque()
+    under_way: collections.deque[Callable[[], None]] = collections.deque()
     count = 0
     with client.transfers(service) as manager:
         for file, key in files:
             count += 1
             while under_way and (file.name == LAST or len(under_way) >= LEAD):
-                under_way.popleft().result()
+                under_way.popleft()()
             kind = mimetypes.guess_type(file.name)[0] or "application/octet-stream"
             extra = {"ChecksumAlgorithm": CHECKSUM, "ContentType": kind, **_encryption(kms_key)}
-            under_way.append(manager.upload(str(file), bucket, _checked(key, file), extra))
+            under_way.append(_begun(manager, str(file), bucket, _checked(key, file), extra))
         while under_way:
-            under_way.popleft().result()
+            under_way.popleft()()
     return count
+
+
+def _begun(manager: Any, *upload: Any) -> Callable[[], None]:
+    """Begins an upload and returns what waits for its end, and makes it again after what passes."""
+    begun = [manager.upload(*upload)]
+
+    def wait() -> None:
+        client.persistently(lambda: (begun.pop() if begun else manager.upload(*upload)).result(), threading.Event())
+
+    return wait
 
 
 def _checked(key: str, file: Path) -> str:
