@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import subprocess
 from pathlib import Path
 
@@ -547,3 +548,35 @@ def race(command: list[str]) -> list[str]:
     answers = [process.communicate() for process in both]
     assert [process.returncode for process in both] == [0, 0], answers
     return [printed for printed, _ in answers]
+
+
+def signal_after(at_step: int, number: int) -> None:
+    """Has this process send itself a signal after a step of its training, and keep a checkpoint after each step.
+
+    `SIGNAL_AFTER` is its source, for programs of processes of their own.
+    """
+    import os
+
+    from tf_finetune import devices  # noqa: F401  (first)
+    from tf_finetune.training import checkpoints, steps
+
+    made, count = steps.make_step, 0
+
+    def make_step(*arguments):
+        step = made(*arguments)
+
+        def counted(batch):
+            nonlocal count
+            result = step(batch)
+            count += 1
+            if count == at_step:
+                os.kill(os.getpid(), number)
+            return result
+
+        return counted
+
+    steps.make_step = make_step
+    checkpoints.Keeper.is_due = lambda self: self.folder is not None
+
+
+SIGNAL_AFTER = inspect.getsource(signal_after)

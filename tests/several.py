@@ -12,30 +12,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from tests import builders
+
 TIMEOUT = 300  # Seconds.
-PROGRAM = """
-import os, sys
+PROGRAM = f"""
+import sys
+{builders.SIGNAL_AFTER}
 number, at_step = map(int, sys.argv[1:3])
 del sys.argv[1:3]
 if number:
-    from tf_finetune import devices  # first
-    from tf_finetune.training import checkpoints, steps
-
-    made, count = steps.make_step, 0
-
-    def make_step(*arguments):
-        step = made(*arguments)
-        def counted(batch):
-            global count
-            result = step(batch)
-            count += 1
-            if count == at_step:
-                os.kill(os.getpid(), number)
-            return result
-        return counted
-
-    steps.make_step = make_step
-    checkpoints.Keeper.is_due = lambda self: self.folder is not None  # After each step.
+    signal_after(at_step, number)
 from tf_finetune import cli
 cli.run()
 """

@@ -20,28 +20,12 @@ from tf_finetune.training.checkpoints import Keeper
 
 WHOLE = {"train_only_top_layer": False, "epochs": 3, "batch_size": 4, "learning_rate": 0.01, "dropout_rate": 0.3}
 WHOLE |= {"optimizer": "adam", "schedule": "cosine", "augmentation": True, "image_size": 16, "checkpoint_seconds": 1}
-PROGRAM = """
-import json, os, signal, sys
-from tf_finetune import devices  # first
-from tf_finetune.training import checkpoints, steps
-import tf_finetune
-
+PROGRAM = f"""
+import json, signal, sys
+{builders.SIGNAL_AFTER}
 photos, backbone, output, kept, killed_at, given = sys.argv[1:]
-made, count = steps.make_step, 0
-
-def make_step(*arguments):
-    step = made(*arguments)
-    def counted(batch):
-        global count
-        result = step(batch)
-        count += 1
-        if count == int(killed_at):
-            os.kill(os.getpid(), signal.SIGKILL)
-        return result
-    return counted
-
-steps.make_step = make_step
-checkpoints.Keeper.is_due = lambda self: self.folder is not None  # After each step, so that few steps do.
+signal_after(int(killed_at), signal.SIGKILL)
+import tf_finetune
 tf_finetune.train(photos, output, "job", backbone=backbone, checkpoints=kept, cache_dir="none", **json.loads(given))
 """
 

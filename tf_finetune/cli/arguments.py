@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from tf_finetune import environment
@@ -83,35 +84,31 @@ def whole_number(flag: str, value: str | None, least: int | None = None) -> int 
     """Returns a flag's value as an integer, or None where it was not given."""
     if value is None:
         return None
-    try:
-        number = int(value)
-        if least is not None and number < least:
-            raise ValueError
-        return number
-    except ValueError:
-        wanted = 1 if least is None else least
-        raise UsageError(f"{flag}: expected an integer of {wanted} or more; received {value!r}.") from None
+    wanted = f"an integer of {1 if least is None else least} or more"
+    return int(_bounded(flag, value, int, -math.inf if least is None else least, math.inf, wanted))
 
 
 def milliseconds(flag: str, value: str) -> float:
     """Returns a flag's value, a number of milliseconds, in seconds."""
-    try:
-        number = float(value)
-        if not 0 <= number <= MOST_MILLISECONDS:
-            raise ValueError
-        return number / 1000
-    except ValueError:
-        raise UsageError(
-            f"{flag}: expected milliseconds from 0 to {MOST_MILLISECONDS:,}; received {value!r}."
-        ) from None
+    wanted = f"milliseconds from 0 to {MOST_MILLISECONDS:,}"
+    return _bounded(flag, value, float, 0, MOST_MILLISECONDS, wanted) / 1000
 
 
 def fraction(flag: str, value: str) -> float:
     """Returns a flag's value, a number from 0 to 1."""
+    return _bounded(flag, value, float, 0, 1, "a number from 0 to 1")
+
+
+def _bounded(flag: str, value: str, kind: Callable[[str], float], least: float, most: float, wanted: str) -> float:
+    """Returns a flag's value as a number.
+
+    Raises:
+        UsageError: It is none, or out of bounds.
+    """
     try:
-        number = float(value)
-        if not 0 <= number <= 1:
-            raise ValueError
-        return number
+        number = kind(value)
+        if least <= number <= most:
+            return number
     except ValueError:
-        raise UsageError(f"{flag}: expected a number from 0 to 1; received {value!r}.") from None
+        pass
+    raise UsageError(f"{flag}: expected {wanted}; received {value!r}.")

@@ -241,7 +241,7 @@ def cache(flags: argparse.Namespace, rest: Sequence[str]) -> int:
     from tf_finetune import feature_cache, s3, storage, tables
 
     held = storage.cache_folder()
-    kept = feature_cache.place(flags.cache_dir, environment.feature_folder(environment.read()), storage.cache_folder())
+    kept = feature_cache.place(flags.cache_dir, environment.feature_folder(environment.read()), held)
     if not flags.clear:
         print(tables.cache_table(kept, flags.json, [] if flags.cache_dir else s3.copies.listing(held)))
         return 0

@@ -172,29 +172,15 @@ class Passes:
             if row is not None:
                 self.reused -= int(known[place])  # It was computed a moment ago, by this job.
                 rows[place], known[place] = row, True
-        if together and self.team.count > 1:
-            return self._rows_together(examples, way, augmentation, keys, rows, known)
-        if known.all():
-            return rows, set(), 0
-        spoilt = self._compute(examples, way, augmentation, keys, rows, known)
-        computed = {examples.digests[place % len(examples)] for place in np.flatnonzero(~known)}
-        return rows, computed, spoilt
-
-    def _rows_together(
-        self,
-        examples: Source,
-        way: Way,
-        augmentation: Mapping[str, Any] | None,
-        keys: list[bytes],
-        rows: np.ndarray,
-        known: np.ndarray,
-    ) -> tuple[np.ndarray, set[bytes], int]:
-        """Has each host compute its share; the chief keeps what the others computed, so that a next job finds it."""
         compute = functools.partial(self._compute, examples, way, augmentation, keys, rows)
-        found = sharing.computed(self.team, compute, keys, examples.lengths, rows, known)
-        self.reused += found.reused
-        sharing.keep(self.space(way, augmentation), keys, rows, found.received)
-        return rows, {examples.digests[place % len(examples)] for place in found.new}, found.spoilt
+        if together and self.team.count > 1:
+            found = sharing.computed(self.team, compute, keys, examples.lengths, rows, known)
+            self.reused += found.reused
+            sharing.keep(space, keys, rows, found.received)  # So that a next job on the chief alone finds it.
+            new, spoilt = found.new, found.spoilt
+        else:
+            new, spoilt = np.flatnonzero(~known), 0 if known.all() else compute(known)
+        return rows, {examples.digests[place % len(examples)] for place in new}, spoilt
 
     def _compute(
         self,

@@ -139,7 +139,7 @@ def plan(
     """
     problems: list[FinetuneError] = []
     tried = collector(problems)
-    places = tried(lambda: located(channels, _backbone(given)))
+    places = tried(lambda: located(channels, str(next(iter(_of_backbone(given).values()), ""))))
     name = tried(lambda: _name(name, (places or {}).get("training")))
     destination = tried(
         lambda: find(output, name or "model", sagemaker_output, (places or {}).values(), output_kms_key)
@@ -213,7 +213,7 @@ def _understood(
     task = tried(lambda: _task(folders)) if folders or is_complete else None
     values = tried(lambda: hyperparameters.parse(given, task))
     classes = tried(lambda: examples.check(task, folders["training"])) if task else None
-    asked = {key: value for key, value in given.items() if hyperparameters.canonical(key) == "backbone"}
+    asked = _of_backbone(given)
     handle = tried(lambda: backbones.handle_of(hyperparameters.parse(asked), folders.get("model"), task or "image"))
     card = tried(lambda: backbones.card_of(handle, task)) if handle else None
     going_on = tried(lambda: backbones.earlier_of(handle)) if handle else None
@@ -231,9 +231,9 @@ def _understood(
     return _Understood(task, handle, card, going_on, settings, sources)
 
 
-def _backbone(given: Mapping[str, object]) -> str:
-    """Returns what was given as backbone, or nothing."""
-    return str(next((value for key, value in given.items() if hyperparameters.canonical(key) == "backbone"), ""))
+def _of_backbone(given: Mapping[str, object]) -> dict[str, object]:
+    """Returns the hyperparameter that names the backbone, in whatever spelling, if it was given."""
+    return {key: value for key, value in given.items() if hyperparameters.canonical(key) == "backbone"}
 
 
 def warn_of_settings_without_effect(job: Job) -> list[str]:

@@ -53,11 +53,9 @@ def read(planned: Job, scratch: Path) -> Data:
     Raises:
         DataError: Too many cannot be used, or `on_bad_data` is fail.
     """
-    given = {"training": planned.training, "validation": planned.validation, "test": planned.test}
-    channels = {name: place for name, place in given.items() if place}
     kept = planned.earlier if planned.keeps_head else None
     known = kept.class_names if kept else ()
-    seen = inspection.inspect(planned.task, channels, planned.settings, scratch, known)
+    seen = inspection.inspect(planned.task, planned.folders, planned.settings, scratch, known)
     everything, settings = seen.parts[TRAINING], planned.settings
     parts, left_out = dict(seen.parts), dataclasses.replace(everything, items=())
     leak = None
@@ -71,7 +69,7 @@ def read(planned: Job, scratch: Path) -> Data:
         else:
             again = examples.split_again(everything, *rule, planned.earlier_split, seen.groups)
             parts[TRAINING], parts[VALIDATION], left_out = again
-    parts = {name: parts[name] for name in given if name in parts}
+    parts = {name: parts[name] for name in (TRAINING, VALIDATION, "test") if name in parts}
     warnings = _without_effect(planned, everything, parts)
     counts = ", ".join(f"{len(part):,} {name}" for name, part in parts.items())
     log.info("data: %d classes, examples: %s", len(everything.class_names), counts)

@@ -40,6 +40,11 @@ def configured_region(given: str | None = None) -> str | None:
     return given or region_of() or boto3.session.Session().region_name
 
 
+def configured_endpoint(environ: Mapping[str, str] = os.environ) -> str:
+    """Returns the endpoint that the variables name; empty for AWS's own. The same location elsewhere is another one."""
+    return environ.get("AWS_ENDPOINT_URL_S3") or environ.get("AWS_ENDPOINT_URL") or ""
+
+
 @contextlib.contextmanager
 def connected(where: Location | None = None, region: str | None = None, workers: int = WORKERS) -> Iterator[Any]:
     """Gives a boto3 client for S3; what goes wrong in the block, boto3's way, becomes one clear FinetuneError.

@@ -43,8 +43,7 @@ def local(place: str | os.PathLike[str], cache: Path) -> str:
 
 
 def _cached(where: Location, cache: Path) -> Path:
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
-    told = f"{endpoint} {where.bucket} {where.prefix}"
+    told = f"{client.configured_endpoint()} {where.bucket} {where.prefix}"
     return cache / "s3" / hashlib.sha256(told.encode()).hexdigest()[:16] / where.name
 
 

@@ -105,14 +105,12 @@ def make(state: State) -> Starlette:
 
 
 async def _invoked(request: Request, state: State) -> Response:
-    state.batcher.on_their_way += 1
-    is_here = False
     try:
         kind, is_verbose = answers.accepted(request.headers.get("accept", ""))
-        body = await asyncio.wait_for(_body(request, state.settings.max_payload), BODY_SECONDS)
-        header = request.headers.get("content-type", "")
-        examples = await run_in_threadpool(payloads.read, header, body, state.model.task, state.settings)
-        state.batcher.on_their_way, is_here = state.batcher.on_their_way - 1, True
+        with state.batcher.expecting():
+            body = await asyncio.wait_for(_body(request, state.settings.max_payload), BODY_SECONDS)
+            header = request.headers.get("content-type", "")
+            examples = await run_in_threadpool(payloads.read, header, body, state.model.task, state.settings)
         rows = await state.batcher.ask(examples)
         return Response(answers.body(rows, state.model.class_names, kind, is_verbose), media_type=kind)
     except Refusal as refusal:
@@ -121,9 +119,6 @@ async def _invoked(request: Request, state: State) -> Response:
         return _refused(408, f"Expected the body within {BODY_SECONDS:g} seconds.")
     except ClientDisconnect:
         return Response(status_code=400)  # Nobody reads it.
-    finally:
-        if not is_here:
-            state.batcher.on_their_way -= 1
 
 
 async def _body(request: Request, most: int) -> bytes:

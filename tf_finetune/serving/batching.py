@@ -7,10 +7,11 @@ One thread asks the model. While it computes, examples gather; it then takes up 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,7 +50,7 @@ class Batcher:
     ) -> None:
         self._answer, self._weigh, self._settings, self._on_batch = answer, weigh, settings, on_batch
         self._queue: queue.Queue[Waiting | None] = queue.Queue()
-        self.on_their_way = 0  # Requests that were begun and whose examples are not here yet.
+        self._on_their_way = 0  # Requests that were begun and whose examples are not here yet.
         self.answered_at = float("-inf")  # time.monotonic() of the last batch that was answered.
         self._thread = threading.Thread(target=self._run, name="tf-finetune-model", daemon=True)
         self._thread.start()
@@ -58,6 +59,15 @@ class Batcher:
     def waiting(self) -> int:
         """Examples that wait."""
         return self._queue.qsize()
+
+    @contextlib.contextmanager
+    def expecting(self) -> Iterator[None]:
+        """Has others wait for a request while the block makes examples of it, up to `max_delay`."""
+        self._on_their_way += 1
+        try:
+            yield
+        finally:
+            self._on_their_way -= 1
 
     async def ask(self, examples: Sequence[Any]) -> list[list[float]]:
         """Returns the probabilities of each example.
@@ -103,7 +113,7 @@ class Batcher:
         """
         batch, pixels, until = [first], first.pixels, time.monotonic() + self._settings.max_delay
         while len(batch) < self._settings.max_batch:
-            left = until - time.monotonic() if self.on_their_way else 0
+            left = until - time.monotonic() if self._on_their_way else 0
             try:
                 found = self._queue.get(timeout=left) if left > 0 else self._queue.get_nowait()
             except queue.Empty:

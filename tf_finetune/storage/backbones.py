@@ -164,8 +164,8 @@ def _alike(handle: Handle) -> tuple[Handle, Handle]:
 
 def _entry(handle: Handle, entries: Path) -> Path:
     """Returns the folder of the cache for a handle; what it demands belongs to it, and where its S3 is."""
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
-    told = f"{handle.kind} {handle.text} {handle.sha256} {endpoint if handle.kind == 's3' else ''}"
+    endpoint = buckets.configured_endpoint() if handle.kind == "s3" else ""
+    told = f"{handle.kind} {handle.text} {handle.sha256} {endpoint}"
     return entries / hashlib.sha256(told.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tf_finetune.errors import FinetuneError
-from tf_finetune.storage import models, places
+from tf_finetune.storage import downloads
 from tf_finetune.storage.failures import FetchError
 from tf_finetune.storage.handles import Handle, is_archive
 from tf_finetune.storage.locks import Fetched
@@ -32,6 +32,11 @@ def fetch_location(location: str, aside: Path) -> Fetched:
         return Fetched(found, location)
     if not is_archive(found.name):
         raise FetchError(f"expected a .tar.gz or the prefix of a SavedModel; received an object named {found.name}")
-    sha256 = places.sha256(found)
-    models.unpack(found, aside / "unpacked")
-    return Fetched(aside / "unpacked", location, sha256)
+    return downloads.unpacked(found, location, aside)
+
+
+def configured_endpoint() -> str:
+    """Returns the server of S3 that the variables name; empty for AWS's own."""
+    from tf_finetune import s3
+
+    return s3.client.configured_endpoint()

@@ -44,8 +44,21 @@ def fetch_url(url: str, aside: Path) -> Fetched:
     file = aside / url.partition("?")[0].rpartition("/")[2]
     with urllib.request.urlopen(_request(url), timeout=failures.TIMEOUT) as answer:
         sha256 = _store(answer, file)
+    return unpacked(file, url, aside, sha256)
+
+
+def unpacked(file: Path, place: str, aside: Path, sha256: str | None = None) -> Fetched:
+    """Unpacks a tarball that has come.
+
+    Args:
+        file: The tarball.
+        place: Where it came from.
+        aside: Where what is in it comes to lie.
+        sha256: Of the tarball, where it is known.
+    """
+    sha256 = sha256 or places.sha256(file)
     models.unpack(file, aside / "unpacked")
-    return Fetched(aside / "unpacked", url, sha256)
+    return Fetched(aside / "unpacked", place, sha256)
 
 
 def _request(url: str) -> urllib.request.Request:

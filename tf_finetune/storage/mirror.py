@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tf_finetune.errors import UsageError
-from tf_finetune.storage import buckets, downloads, models, places
+from tf_finetune.storage import buckets, downloads, places
 from tf_finetune.storage.failures import FetchError
 from tf_finetune.storage.handles import ARCHIVE_SUFFIXES, Handle, is_archive
 from tf_finetune.storage.locks import Fetched
@@ -68,9 +68,7 @@ def _from_folder(mirror: Path, handle: Handle, aside: Path) -> Fetched:
     for name in _archives(handle.name):
         file = mirror / name
         if file.is_file():
-            sha256 = places.sha256(file)
-            models.unpack(file, aside / "unpacked")
-            return Fetched(aside / "unpacked", str(file), sha256)
+            return downloads.unpacked(file, str(file), aside)
     folder = mirror.absolute() / handle.name
     if folder.is_dir():
         return Fetched(folder, str(folder))
