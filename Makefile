@@ -4,6 +4,8 @@ BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 # Compiled once per environment; sagemaker-training has no wheel, so it is installed where there is a compiler.
 COMPILER = $(shell command -v cc || command -v gcc)
+# Two processes: most of a test's time is a process's start-up or TensorFlow on one core. A file stays in one of them.
+SPREAD = -n 2 --dist loadfile --no-loadscope-reorder
 # Environments with other versions: tests/versions/ says which, and here is the Python that each of them wants.
 OLDEST = .venv-oldest
 AWS = .venv-aws-2.19 .venv-aws-2.21
@@ -32,7 +34,7 @@ demo: $(READY) ## run the whole job on photos from a PyPI wheel
 	$(BIN)/tf-finetune demo
 
 test: $(READY) ## run all tests but the long proofs
-	$(BIN)/python -m pytest -m 'not soak'
+	$(BIN)/python -m pytest -m 'not soak' $(SPREAD)
 
 test-oldest: $(OLDEST)/.ready ## run all tests with the lowest versions that setup.cfg allows, on Python 3.10 if it is there (ONLY=tests/unit)
 	$(OLDEST)/bin/python -m pytest -m 'not soak' $(ONLY)
@@ -82,7 +84,7 @@ docs: $(READY) ## write the generated parts of README.md anew
 
 check: lint types ## lint, types, generated docs current, all tests: what CI runs
 	$(BIN)/python tests/readme.py --check
-	$(BIN)/python -m pytest -m 'not soak'
+	$(BIN)/python -m pytest -m 'not soak' $(SPREAD)
 
 soak: $(READY) ## run the long proofs
 	$(BIN)/python -m pytest -m soak
