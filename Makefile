@@ -37,10 +37,10 @@ test: $(READY) ## run all tests but the long proofs
 	$(BIN)/python -m pytest -m 'not soak' $(SPREAD)
 
 test-oldest: $(OLDEST)/.ready ## run all tests with the lowest versions that setup.cfg allows, on Python 3.10 if it is there (ONLY=tests/unit)
-	$(OLDEST)/bin/python -m pytest -m 'not soak' $(ONLY)
+	$(OLDEST)/bin/python -m pytest -m 'not soak' $(SPREAD) $(ONLY)
 
 test-aws: $(AWS:=/.ready) ## run all tests with the versions of AWS's TensorFlow 2.19 and 2.21 training images (ONLY=)
-	for it in $(AWS); do echo "== $$it"; $$it/bin/python -m pytest -m 'not soak' $(ONLY) || failed="$$failed $$it"; done; \
+	for it in $(AWS); do echo "== $$it"; $$it/bin/python -m pytest -m 'not soak' $(SPREAD) $(ONLY) || failed="$$failed $$it"; done; \
 	test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
 
 $(OLDEST)/.ready: setup.cfg pyproject.toml tests/versions/oldest.txt
