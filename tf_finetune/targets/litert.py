@@ -14,6 +14,7 @@ import tensorflow as tf
 from tf_finetune import devices
 from tf_finetune.errors import ExportError, FinetuneError, listed
 from tf_finetune.targets import description as descriptions
+from tf_finetune.targets import metadata
 from tf_finetune.targets.graph import Model, each
 
 
@@ -55,13 +56,12 @@ def _reason(failure: str) -> str:
 
 
 def described(content: bytes, description: Mapping[str, Any]) -> bytes:
-    """Returns the file with its description and its class names, as a ZIP archive at its end.
+    """Returns the file with its metadata, and with its description and its class names as a ZIP archive at its end.
 
-    That is where TensorFlow Lite's own metadata keeps label files, and any ZIP reader finds them; the model's own bytes
-    stay as the converter wrote them.
+    That is where TensorFlow Lite's metadata keeps label files, and any ZIP reader finds them.
     """
     stream = io.BytesIO()
-    stream.write(content)
+    stream.write(metadata.added(content, description))
     with zipfile.ZipFile(stream, "a") as archive:
         for name, text in (
             (descriptions.NAME, descriptions.as_text(description)),
