@@ -71,6 +71,13 @@ def test_a_lossy_photo_becomes_about_its_red_green_and_blue(tmp_path, name, opti
     assert np.abs(pixels - picture()).mean() < 3
 
 
+@pytest.mark.parametrize("options", [{"subsampling": "4:4:4"}, {"subsampling": "4:2:0"}, {"progressive": True}])
+def test_a_jpeg_becomes_the_pixels_that_other_decoders_see(tmp_path, options):
+    """Who feeds an exported file decodes with Pillow, a browser or a phone: all accurately, to the same bits."""
+    content = bytes_of(photo_of(32, 32), tmp_path, "a.jpg", quality=75, **options)
+    np.testing.assert_array_equal(decoded(content), np.asarray(Image.open(tmp_path / "a.jpg")))
+
+
 def test_a_gray_jpeg_becomes_three_equal_channels(tmp_path):
     pixels = decoded(bytes_of(Image.fromarray(picture()).convert("L"), tmp_path, "a.jpg", quality=95))
     np.testing.assert_array_equal(pixels[..., 0], pixels[..., 2])
@@ -175,6 +182,13 @@ def jpeg_of(folder: Path, width: int, height: int, mode: str = "RGB", **options)
     return bytes_of(photo_of(width, height).convert(mode), folder, f"{width}x{height}.jpg", quality=90, **options)
 
 
+def as_tensorflow_decodes(content: bytes) -> tf.Tensor:
+    """Returns uint8 [H, W, 3], by TensorFlow's own operations."""
+    if tf.io.is_jpeg(content):
+        return tf.io.decode_jpeg(content, channels=3, dct_method="INTEGER_ACCURATE")
+    return tf.io.decode_image(content, channels=3, expand_animations=False)
+
+
 def both(contents: list[bytes], preprocessing: Preprocessing = SMALL) -> tuple[np.ndarray, np.ndarray]:
     """Returns float32 [N, H, W, 3] twice: as training reads photos with scaling, and in full. Made in a graph."""
     photos = tf.data.Dataset.from_tensor_slices(contents)
@@ -242,7 +256,7 @@ def test_every_kind_of_jpeg_can_be_scaled(tmp_path):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_all_but_large_jpegs_are_prepared_alike_with_and_without_scaling(tmp_path, method):
-    """Bit for bit, and as TensorFlow's own decoder and resizing do it from floats."""
+    """Bit for bit, and as TensorFlow's own decoders and resizing do it from floats."""
     photo = photo_of(300, 260)
     contents = [bytes_of(photo.convert("P"), tmp_path, "a.gif")]
     contents += [bytes_of(photo, tmp_path, name) for name in ("a.png", "a.bmp", "a.webp")]
@@ -252,7 +266,7 @@ def test_all_but_large_jpegs_are_prepared_alike_with_and_without_scaling(tmp_pat
     scaled, full = both(contents, preprocessing)
     np.testing.assert_array_equal(scaled, full)
     for content, given in zip(contents, full, strict=True):
-        pixels = tf.cast(tf.io.decode_image(content, channels=3, expand_animations=False), tf.float32)
+        pixels = tf.cast(as_tensorflow_decodes(content), tf.float32)
         antialias = pixels.shape[0] * pixels.shape[1] >= 32**2
         expected = tf.image.resize(pixels, [16, 16], method=method, antialias=antialias) * (2.0 / 255.0) - 1.0
         np.testing.assert_array_equal(given, expected)
@@ -265,7 +279,7 @@ def test_where_scaling_would_change_too_much_a_photo_is_decoded_in_full(tmp_path
     assert ratios_of([content], preprocessing) == [1]
     scaled, full = both([content], preprocessing)
     np.testing.assert_array_equal(scaled, full)
-    pixels = tf.io.decode_image(content, channels=3)
+    pixels = as_tensorflow_decodes(content)
     np.testing.assert_allclose(full[0], tf.image.resize(pixels, [16, 16], method=method, antialias=True), atol=PIXEL)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from tests.builders import write_files
+from tf_finetune import archive as archives
 from tf_finetune import cli, targets
 from tf_finetune.errors import ExportError, UsageError
 from tf_finetune.targets import description, proof
@@ -18,6 +20,8 @@ from tf_finetune.targets import description, proof
 PHOTOS, TEXTS = json.dumps({"task": "image"}).encode(), json.dumps({"task": "text"}).encode()
 DATA = {
     "photos/tf_finetune.json": PHOTOS,
+    "photos/old.onnx": b"",
+    "odd.json/": b"",
     "texts/tf_finetune.json": TEXTS,
     "file": b"",
     "empty/": b"",
@@ -40,7 +44,11 @@ WRONG = [
     ("empty --format onnx", ["empty holds no model of tf_finetune"]),
     ("texts --format onnx", ["texts is a model of texts", "ONNX has no operations for them", "tf-finetune serve"]),
     ("texts --format litert", ["LiteRT has no operations for them"]),
-    ("photos --format onnx --output empty", ["--output empty is a folder"]),
+    ("photos --format onnx --output empty", ["--output empty is a folder", "such as empty/model.onnx."]),
+    ("photos --format onnx --output=", ["--output . is a folder"]),
+    ("photos --format onnx --output odd", ["odd.json is there and is no file"]),
+    ("photos --format onnx --output photos/old.onnx", ["would replace photos/old.onnx, which belongs to the archive"]),
+    ("photos --format onnx --output photos/tf_finetune", ["would replace photos/tf_finetune.json"]),
     ("photos --format onnx --output file/model.onnx", ["file is no folder"]),
     ("photos --format onnx --output s3://bucket/model.onnx", ["expected a file on this machine; received s3:"]),
 ]
@@ -98,7 +106,10 @@ def test_the_description_says_how_pixels_are_made():
     assert made["output"]["shape"] == [None, 2] and made["class_names"] == ["a", "b c"]
     assert "400 pixels or more" in made["preprocessing"]["antialias"]
     assert "10 x 10" in made["preprocessing"]["3 resize"] and "EXIF" in made["preprocessing"]["2 turn"]
-    assert "never" in description.make(ARCHIVE, 2, without_antialias=True)["preprocessing"]["antialias"]
+    resize = {"height": 10, "width": 10, "keeps_aspect_ratio": False, "method": "bilinear"}
+    assert made["preprocessing"]["resize"] == {**resize, "antialias_from_pixels": 400}
+    never = description.make(ARCHIVE, 2, without_antialias=True)["preprocessing"]
+    assert "never" in never["antialias"] and never["resize"] == {**resize, "antialias_from_pixels": None}
 
 
 def test_labels_have_a_line_each():
@@ -124,3 +135,16 @@ def test_int8_may_lose_just_so_much():
     with pytest.raises(ExportError, match=r"accuracy 0\.7500 instead of 1\.0000 .* at most 0\.24; received 0\.2500"):
         proof.check_loss(answered, expected, labels, 7, max_loss=0.24)
     assert proof.check_loss(expected, answered, labels, 7, max_loss=0)["loss"] == -0.25
+
+
+def test_neither_the_archive_nor_a_device_is_replaced(tmp_path, installed):
+    """Renaming a file over /dev/null, as root, would take it from the whole machine."""
+    archive = tmp_path / "model.tar.gz"
+    archives.pack(write_files(tmp_path / "photos", {"tf_finetune.json": PHOTOS}), archive)
+    content = archive.read_bytes()
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(archive)
+    for output, part in (("model.tar.gz", "belongs to the archive"), ("link", "belongs to"), ("pipe", "is no file")):
+        with pytest.raises(UsageError, match=part):
+            targets.export(archive, "onnx", tmp_path / output)
+    assert archive.read_bytes() == content and (tmp_path / "pipe").is_fifo()

@@ -166,7 +166,9 @@ def export(flags: argparse.Namespace, rest: Sequence[str]) -> int:
     archive, *channels = (place and _local(place) for place in (flags.archive, flags.calibration, flags.validation))
     _check_existence(*filter(None, [archive, *channels]))
     is_copy = archive != flags.archive  # Of S3, in the cache folder: no place for results.
-    output = flags.output or (targets.default_output(Path(), flags.format, flags.int8) if is_copy else None)
+    output = flags.output
+    if output is None and is_copy:
+        output = targets.default_output(Path(), flags.format, flags.int8)
     given = dict(zip((targets.CALIBRATION, targets.VALIDATION), channels, strict=True))
     record = targets.export(
         archive, flags.format, output, int8=flags.int8, max_loss=most, trust_backbone=flags.trust_backbone, **given

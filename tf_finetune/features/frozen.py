@@ -28,7 +28,7 @@ from tf_finetune.hosts.team import ALONE, Team
 
 log = logging.getLogger(__name__)
 
-VERSION = 3  # Of how examples are prepared, and features computed and kept; a change makes what is cached void.
+VERSION = 4  # Of how examples are prepared, and features computed and kept; a change makes what is cached void.
 FLUSH_SECONDS = (1.0, 15.0)  # Between shards: at first, and in the end.
 MOST_VIEWS = 100_003  # Of one example; a prime, so that seeds do not meet.
 LARGE = 256  # Photos from which turning variables into constants, and checking 16 bits, are paid back.

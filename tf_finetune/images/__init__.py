@@ -34,9 +34,6 @@ ANTIALIAS_FROM = 2
 # kinds had a cosine of 0.997 or more to those of full decoding. With 1, two in five had less than 0.995.
 RATIOS = (2, 4, 8)
 MARGIN = 1.75
-# TensorFlow's default for JPEGs rounds down, by half a level of brightness and of either colour on average; scaled
-# decoding rounds to the nearest. Photos that can be scaled are decoded accurately, scaled or not, so that both agree.
-ACCURATE = "INTEGER_ACCURATE"
 # What tf.image.resize antialiases with, by the name of its method. "nearest" and "area" are not among them, and differ
 # too much between scaled and full decoding: with them every photo is decoded in full.
 KERNELS = {"bilinear": "triangle", "bicubic": "keyscubic"}
@@ -176,7 +173,7 @@ def _large_jpeg_resized(content: tf.Tensor, sides: tf.Tensor, ratio: int, prepro
     The last row and column of the decoded photo may stand for fewer than `ratio` pixels. tf.image.resize would stretch
     the photo by the rest, and the features of every tenth photo would be off, so the true sides set the scale.
     """
-    pixels = tf.io.decode_jpeg(content, channels=3, ratio=ratio, dct_method=ACCURATE)
+    pixels = tf.io.decode_jpeg(content, channels=3, ratio=ratio, dct_method=decoding.ACCURATE)
     size = [preprocessing.image_size] * 2
     return tf.raw_ops.ScaleAndTranslate(
         images=pixels[tf.newaxis],

@@ -1,5 +1,9 @@
 """A photo's bytes to its pixels, by TensorFlow's operations, so that training and the exported graph see the same.
 
+JPEGs are decoded accurately, which gives the pixels that Pillow, browsers and phones see, to the last bit, and costs a
+twentieth of the time. TensorFlow's default rounds down, by half a level of brightness and of either colour on average,
+so that who feeds an exported LiteRT or ONNX file by other means would have other probabilities, a few by 0.3.
+
 What TensorFlow does with CMYK (as Pillow does, within a few levels), gray, palettes and 16 bits (the high byte) is
 right as it is. What is transparent is seen on white.
 """
@@ -8,6 +12,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
+ACCURATE = "INTEGER_ACCURATE"
 WEBP_ALPHA = 0x10  # The flag of transparency, in byte 20 of a file with a VP8X header, and 24 of a lossless one.
 
 
@@ -27,7 +32,13 @@ def decoded(content: tf.Tensor) -> tf.Tensor:
         colours, alpha = pixels[..., :3], pixels[..., 3:]
         return tf.cond(tf.reduce_all(alpha == _opaque(content)), lambda: colours, lambda: _composed(colours, alpha))
 
-    pixels = tf.cond(_may_be_transparent(content), on_white, opaque)
+    def jpeg() -> tf.Tensor:
+        return tf.io.decode_jpeg(content, channels=3, dct_method=ACCURATE)
+
+    def other() -> tf.Tensor:
+        return tf.cond(_may_be_transparent(content), on_white, opaque)
+
+    pixels = tf.cond(tf.io.is_jpeg(content), jpeg, other)
     pixels.set_shape([None, None, 3])
     return pixels
 

@@ -121,7 +121,7 @@ def plan(
             "exported. Serve this one by `tf-finetune serve`, or by its SavedModel."
         )
     place = default_output(Path(archive).absolute().parent, format, int8) if output is None else Path(output)
-    _check_output(place)
+    _check_output(place, Path(archive), format)
     channels = {CALIBRATION: calibration, VALIDATION: validation}
     for name, channel in channels.items():
         if channel is not None:
@@ -173,12 +173,23 @@ def check_format(format: str, int8: bool, calibration: str | Path | None) -> Non
         )
 
 
-def _check_output(place: Path) -> None:
-    """Raises UsageError where the file cannot be written."""
+def _check_output(place: Path, archive: Path, format: str) -> None:
+    """Raises UsageError where the file cannot be written, or would take the place of something else than a file."""
     if "://" in str(place) or str(place).startswith("s3:"):
         raise UsageError(f"--output: expected a file on this machine; received {place}. Copy it from there.")
-    if place.is_dir() or described_at(place).is_dir():
-        raise UsageError(f"--output {place} is a folder. Expected the file to write, such as {place / 'model'}...")
+    if place.is_dir():
+        example = place / f"model{FORMATS[format].suffix}"
+        raise UsageError(f"--output {place} is a folder. Expected the file to write, such as {example}.")
+    for written in (place, described_at(place)):
+        if not written.exists():
+            continue
+        if not written.is_file():
+            raise UsageError(f"--output {place}: {written} is there and is no file. Give another name.")
+        if archive.resolve() in (written.resolve(), *written.resolve().parents):
+            raise UsageError(
+                f"--output {place} would replace {written}, which belongs to the archive. Give another name, or remove "
+                "that file first if it does not."
+            )
     above = place.absolute().parent
     while not above.exists():
         above = above.parent

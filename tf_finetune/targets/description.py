@@ -43,11 +43,19 @@ def make(archive: Mapping[str, Any], antialias_from: int, without_antialias: boo
         },
         "output": {"name": OUTPUT, "dtype": "float32", "shape": [None, len(names)], "order": "as class_names"},
         "preprocessing": {
-            "1 decode": "to RGB of 8 bits; what is transparent is seen on white",
+            "1 decode": "to RGB of 8 bits (of 16 bits the upper 8); what is transparent is seen on white",
             "2 turn": "as the photo's EXIF orientation says: the model cannot know it",
             "3 resize": f"to {size} x {size} pixels, each side by its own factor: nothing is cropped, nothing is added",
             "method": f"{method} of tf.image.resize (half-pixel centres); no rounding afterwards",
             "antialias": never if without_antialias else f"if height x width of the photo is {least} pixels or more",
+            # The same for programs.
+            "resize": {
+                "height": size,
+                "width": size,
+                "keeps_aspect_ratio": False,
+                "method": method,
+                "antialias_from_pixels": None if without_antialias else least,
+            },
         },
     }
 
