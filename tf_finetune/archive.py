@@ -250,15 +250,20 @@ def task_of(archive: Path | str) -> str:
     Raises:
         ExportError: It is no archive of ours.
     """
+    why, way_out = f"its {DESCRIPTION} is missing or broken", ""
     try:
         task = json.loads(_description(Path(archive)))["task"]
         if task in TASKS:
             return task
-    except (OSError, KeyError, TypeError, StopIteration, _RefusedError, *_UNREADABLE):
+    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile):
+        why, way_out = "it is no tarball, is cut short or is damaged", " Fetch it anew."
+    except StopIteration:  # There is no such file.
+        way_out = " A model of SageMaker JumpStart's is gone on from by `tf-finetune train --model`."
+    except (OSError, KeyError, TypeError, _RefusedError, *_UNREADABLE):
         pass
     raise ExportError(
-        f"{archive} holds no model of tf_finetune: its {DESCRIPTION} is missing or broken. Expected a model.tar.gz, "
-        "or the folder that it was unpacked to."
+        f"{archive} holds no model of tf_finetune: {why}. Expected a model.tar.gz, or the folder that it was unpacked "
+        f"to.{way_out}"
     )
 
 

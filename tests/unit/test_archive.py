@@ -448,6 +448,15 @@ def test_an_archive_of_something_else_has_no_task(tmp_path: Path, content: bytes
         archive.task_of(tmp_path / "model.tar")
 
 
+def test_a_damaged_archive_and_one_of_another_kind_are_told_apart(tmp_path: Path) -> None:
+    whole = gzip.compress(described("image"))
+    damaged, other = "it is no tarball, is cut short or is damaged", r"missing .* `tf-finetune train --model`"
+    for content, why in ((whole[:40], damaged), (b"no tarball", damaged), (gzip.compress(GOOD + END), other)):
+        write(tmp_path / "model.tar.gz", content)
+        with pytest.raises(ExportError, match=why):
+            archive.task_of(tmp_path / "model.tar.gz")
+
+
 @pytest.mark.parametrize(
     "before",
     [member("x", tarfile.XHDTYPE, data=bytes(64 << 20)), member("empty") * 1000, member("tf_finetune.json")],

@@ -6,14 +6,15 @@ Dimension letters: B batch, H W pixels, D features, K classes.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+import operator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from tf_finetune import classifier, images, predictor
+from tf_finetune import archive, classifier, images, predictor
 from tf_finetune.backbone import earlier, interface
 from tf_finetune.errors import ExportError
 from tf_finetune.images import Preprocessing
@@ -49,9 +50,8 @@ def load(order: Order) -> Model:
         ExportError: It is no archive of ours, or none whose parts are known.
     """
     whole = predictor.load(order.archive, order.is_trusted)
-    found = whole.description["preprocessing"]
-    low, high = found["pixel_range"]
-    preprocessing = Preprocessing(found["image_size"], (low, high), found["interpolation"])
+    preprocessing = _preprocessing(whole.description, order.archive)
+    low, high = preprocessing.pixel_range
     opened = earlier.opened(order.archive, whole.saved_model)
     if opened.head is None:
         raise ExportError(f"{order.archive} was made by another version: its head is not found. Train it anew.")
@@ -69,6 +69,19 @@ def load(order: Order) -> Model:
     module = tf.Module()
     module.owned, module.cut = whole.saved_model, cut
     return Model(whole, preprocessing, cut, module)
+
+
+def _preprocessing(described: Mapping[str, Any], place: Path) -> Preprocessing:
+    """Returns what an archive's description says of preprocessing, which anyone may have edited."""
+    try:
+        found = described["preprocessing"]
+        low, high = map(float, found["pixel_range"])
+        return Preprocessing(operator.index(found["image_size"]), (low, high), str(found["interpolation"]))
+    except (KeyError, TypeError, ValueError):
+        raise ExportError(
+            f"{place} holds no model of tf_finetune: the preprocessing in its {archive.DESCRIPTION} is broken. Fetch it "
+            "anew."
+        ) from None
 
 
 def probabilities(model: Model, photos: Sequence[str | Path | bytes]) -> np.ndarray:
