@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
+import flatbuffers
 import numpy as np
 import pytest
+from flatbuffers import number_types as kinds
 
 import tf_finetune
 from tests import builders
-from tf_finetune import cli, export, images, predictor, targets
+from tests.container import sdks
+from tf_finetune import cli, export, images, predictor, storage, targets
 from tf_finetune.errors import DataError, ExportError
 from tf_finetune.targets import graph, litert, onnx
 
 import tensorflow as tf  # isort: skip
+from tensorflow.lite.python import schema_py_generated as schema  # isort: skip
 
 for _package in ("ai_edge_litert", "onnx", "tf2onnx", "onnxruntime"):
     pytest.importorskip(_package, reason="the extras [litert] and [onnx] are not installed")
@@ -102,6 +107,44 @@ def test_the_same_model_gives_the_same_litert_file_with_its_labels(archive, tmp_
     assert first == second
     (tmp_path / "file").write_bytes(first)
     assert zipfile.ZipFile(tmp_path / "file").read("labels.txt").decode().splitlines() == list(NAMES)
+
+
+def test_a_litert_file_has_the_metadata_by_which_programs_for_phones_feed_it(archive, tmp_path):
+    targets.export(archive, "litert", tmp_path / "file")
+    content = (tmp_path / "file").read_bytes()
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAsModel(content, 0))
+    held = {entry.name: model.buffers[entry.buffer].data for entry in model.metadata}
+    assert set(held) >= {b"TFLITE_METADATA", b"min_runtime_version"}  # The converter's own stays.
+    about = held[b"TFLITE_METADATA"].tobytes()
+    assert about[4:8] == b"M001"
+    whole = flatbuffers.table.Table(about, int.from_bytes(about[:4], "little"))
+    pixels, probabilities = (first(first(whole, 3), slot) for slot in (2, 3))
+    assert (text(pixels, 0), text(probabilities, 0)) == (b"pixels", b"probabilities")
+    assert (number(inside(pixels, 3), 0, "Uint8"), number(inside(inside(pixels, 3), 1), 0, "Int8")) == (2, 1)  # RGB.
+    size = inside(inside(inside(pixels, 3), 1), 1)
+    assert [number(size, slot, "Uint32") for slot in (0, 1)] == [SIZE, SIZE]
+    assert number(first(pixels, 4), 0, "Uint8") == 1  # Of mean 0 and deviation 1.
+    scaling = inside(first(pixels, 4), 1)
+    assert [scaling.GetVectorAsNumpy(kinds.Float32Flags, scaling.Offset(slot))[0] for slot in (4, 6)] == [0, 1]
+    labels = first(probabilities, 6)
+    assert (text(labels, 0), number(labels, 2, "Int8")) == (b"labels.txt", 2)
+
+
+def inside(table, slot: int):
+    """Returns the table that a field of a FlatBuffer's table refers to."""
+    return flatbuffers.table.Table(table.Bytes, table.Indirect(table.Pos + table.Offset(4 + 2 * slot)))
+
+
+def first(table, slot: int):
+    return flatbuffers.table.Table(table.Bytes, table.Indirect(table.Vector(table.Offset(4 + 2 * slot))))
+
+
+def text(table, slot: int) -> bytes:
+    return table.String(table.Pos + table.Offset(4 + 2 * slot))
+
+
+def number(table, slot: int, kind: str) -> int:
+    return table.Get(getattr(kinds, f"{kind}Flags"), table.Pos + table.Offset(4 + 2 * slot))
 
 
 def test_a_model_of_one_unit_answers_both_classes(mean_backbone, tmp_path, capsys):
@@ -211,6 +254,32 @@ def test_the_process_that_proves_a_file_knows_neither_us_nor_tensorflow():
         assert sys.modules["tf_finetune"] is None and sys.modules["tensorflow"] is None
     finally:
         sys.modules.update(kept)
+
+
+PHONE = """
+import json, sys
+import mediapipe
+from mediapipe.tasks import python
+from mediapipe.tasks.python import vision
+
+base = python.BaseOptions(model_asset_path=sys.argv[1])
+with vision.ImageClassifier.create_from_options(vision.ImageClassifierOptions(base_options=base)) as classifier:
+    for photo in sys.argv[2:]:
+        found = classifier.classify(mediapipe.Image.create_from_file(photo)).classifications[0].categories
+        print(json.dumps({each.category_name: each.score for each in found}))
+"""
+
+
+@pytest.mark.soak
+def test_mediapipes_classifier_answers_photos_by_a_litert_file_alone(archive, channel, tmp_path):
+    targets.export(archive, "litert", tmp_path / "model.tflite")
+    photos = [str(sorted((channel / name).iterdir())[0]) for name in NAMES]
+    python = sdks.installed("mediapipe==1.2.2", storage.cache_folder() / "sdks" / "mediapipe")
+    command = [python, "-c", PHONE, tmp_path / "model.tflite", *photos]
+    lines = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout.splitlines()
+    expected = predictor.load(archive).probabilities(photos)
+    answered = [[json.loads(line)[name] for name in NAMES] for line in lines]
+    np.testing.assert_allclose(answered, expected, atol=0.01)  # It resizes in its own way.
 
 
 @pytest.mark.soak

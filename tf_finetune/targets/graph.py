@@ -79,8 +79,8 @@ def _preprocessing(described: Mapping[str, Any], place: Path) -> Preprocessing:
         return Preprocessing(operator.index(found["image_size"]), (low, high), str(found["interpolation"]))
     except (KeyError, TypeError, ValueError):
         raise ExportError(
-            f"{place} holds no model of tf_finetune: the preprocessing in its {archive.DESCRIPTION} is broken. Fetch it "
-            "anew."
+            f"{place} holds no model of tf_finetune: the preprocessing in its {archive.DESCRIPTION} is broken. Fetch "
+            "it anew."
         ) from None
 
 
