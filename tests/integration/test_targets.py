@@ -19,7 +19,7 @@ from tests import builders
 from tests.container import sdks
 from tf_finetune import cli, export, images, predictor, storage, targets
 from tf_finetune.errors import DataError, ExportError
-from tf_finetune.targets import graph, litert, onnx
+from tf_finetune.targets import description, graph, litert, onnx
 
 import tensorflow as tf  # isort: skip
 from tensorflow.lite.python import schema_py_generated as schema  # isort: skip
@@ -103,7 +103,8 @@ def test_a_file_answers_pixels_as_the_archive_answers_the_photo_of_them(format, 
 
 def test_the_same_model_gives_the_same_litert_file_with_its_labels(archive, tmp_path):
     model = graph.load(targets.plan(archive, "litert", tmp_path / "file"))
-    first, second = (litert.described(litert.convert(model, None), {"class_names": NAMES}) for _ in range(2))
+    about = description.make(model.whole.description, images.ANTIALIAS_FROM, without_antialias=False)
+    first, second = (litert.described(litert.convert(model, None), about) for _ in range(2))
     assert first == second
     (tmp_path / "file").write_bytes(first)
     assert zipfile.ZipFile(tmp_path / "file").read("labels.txt").decode().splitlines() == list(NAMES)
