@@ -9,6 +9,7 @@ import struct
 import threading
 import zlib
 
+import numpy as np
 import pytest
 
 from tf_finetune.errors import DataError, UsageError
@@ -16,9 +17,9 @@ from tf_finetune.serving import answers, payloads, records
 from tf_finetune.serving.batching import Batcher
 from tf_finetune.serving.records import Refusal, Settings
 
-SETTINGS = Settings(max_pixels=100, max_characters=10)
+SETTINGS = Settings(max_pixels=100, max_characters=10, max_examples=100)
 NAMES = ("daisy", "rose")
-ROWS = [[0.25, 0.75], [1.0, 0.0]]
+ROWS = np.array([[0.25, 0.75], [1.0, 0.0]], np.float32)
 
 
 def png(width: int = 2, height: int = 2) -> bytes:
@@ -54,6 +55,8 @@ def read(kind: str, body: str | bytes, task: str = "text") -> list:
         ),
         ("application/jsonlines", '"a"\n\n{"instances": ["b", "c"]}\n', ["a", "b", "c"]),
         ("Application/X-NDJSON", '"a"\n["b"]', ["a", "b"]),
+        ("application/jsonlines", '"a\u2028\x85\u2029b"\r\n \t\r\n"c"\r\n', ["a\u2028\x85\u2029b", "c"]),
+        ("text/csv", "a\u2028\x85b\x1c\n\x0b\n", ["a\u2028\x85b\x1c", "\x0b"]),
     ],
 )
 def test_texts_come_in_each_content_type(kind, body, texts):
@@ -85,6 +88,18 @@ def test_photos_come_in_each_content_type(kind, body):
         ("application/x-text", b"caf\xe9", "text", 400, "Expected UTF-8. Received: a body that is not, at byte 3."),
         ("application/x-text", "x" * 11, "text", 413, "a text of up to 10 characters. Received: 11."),
         ("text/csv", "a,b", "text", 400, "row 1: expected one column"),
+        (
+            "text/csv",
+            "a\n\n" + "x" * 200_000,
+            "text",
+            413,
+            "row 2: expected a text of up to 10 characters. Received: 200,000",
+        ),
+        ("text/csv", "a\n" * 101, "text", 413, "Expected up to 100 examples in a request."),
+        ("application/json", json.dumps(["a"] * 101), "text", 413, "Expected up to 100 examples in a request."),
+        ("application/jsonlines", '"a"\n' * 101, "text", 413, "Expected up to 100 examples in a request."),
+        ("application/json", "[" + "{}," * 2_100_000, "text", 413, "2,100,001 brackets"),
+        ("application/jsonlines", '\n"a"\n\n{', "text", 400, "line 4: Expected JSON."),
         ("text/csv", '"a', "text", 400, "Expected CSV of one column"),
         ("text/csv", "\n", "text", 400, "Received: no rows."),
         ("application/json", "{", "text", 400, "Expected JSON."),
@@ -119,16 +134,50 @@ def test_what_is_wrong_is_refused_with_its_status_and_one_message(kind, body, ta
         ("text/html, application/json ; VERBOSE", ("application/json", True)),
         ("application/jsonlines", ("application/jsonlines", False)),
         ("text/csv", ("text/csv", False)),
+        ("application/x-ndjson", ("application/jsonlines", False)),
+        ("application/*", ("application/json", False)),
+        ("text/*", ("text/csv", False)),
+        ("text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,*/*;q=0.8", ("application/json", False)),
+        ("application/json;q=0.5, text/csv", ("text/csv", False)),
+        ("application/json;q=.2, text/csv;q=0.199", ("application/json", False)),
+        ("text/csv, application/json", ("text/csv", False)),
+        ("*/*, text/csv", ("text/csv", False)),
+        ("application/json, application/json;verbose", ("application/json", True)),
+        ("application/json;verbose;q=0.1, text/csv;q=0", ("application/json", True)),
+        ("application/json;q=0, */*", ("application/jsonlines", False)),
+        ("text/csv;q=7, application/json;q=x", ("text/csv", False)),
+        (" , ,", ("application/json", False)),
     ],
 )
-def test_the_first_type_that_is_accepted_and_offered_is_taken(header, expected):
+def test_the_best_type_that_is_accepted_and_offered_is_taken(header, expected):
     assert answers.accepted(header) == expected
 
 
-def test_other_types_are_not_acceptable():
-    with pytest.raises(Refusal, match="Expected to accept application/json, .*Received: image/png.") as caught:
-        answers.accepted("image/png")
+@pytest.mark.parametrize(
+    "header", ["image/png", "application/json;q=0", "application/json;q=0.0, text/html", "*/*;q=0"]
+)
+def test_other_types_are_not_acceptable(header):
+    with pytest.raises(Refusal, match="Expected to accept application/json, .*Received: ") as caught:
+        answers.accepted(header)
     assert caught.value.status == 406
+
+
+def test_where_anything_will_do_the_default_is_answered():
+    for header in ("", "*/*", "text/html, */*;q=0.1"):
+        assert answers.accepted(header, "text/csv") == ("text/csv", False)
+        assert answers.accepted(header, "application/json;verbose") == ("application/json", True)
+    assert answers.accepted("application/jsonlines", "text/csv") == ("application/jsonlines", False)
+    assert answers.accepted("application/*", "text/csv") == ("application/json", False)
+
+
+def test_answers_of_many_rows_are_those_of_one_write():
+    rows = np.random.default_rng(0).random([7001, 3], np.float32)
+    expected = [[float(f"{value:.9g}") for value in row] for row in rows]
+    told = json.loads(answers.body(rows, "abc", "application/json", False))
+    assert [one["probabilities"] for one in told["predictions"]] == expected
+    lines = answers.body(rows, "abc", "application/jsonlines", False).decode().splitlines()
+    assert [json.loads(line)["probabilities"] for line in lines] == expected
+    assert answers.body(rows, "abc", "text/csv", False).decode() == "".join(f"{a},{b},{c}\n" for a, b, c in expected)
 
 
 def test_answers_have_the_forms_of_sagemaker():
@@ -137,22 +186,24 @@ def test_answers_have_the_forms_of_sagemaker():
     assert json.loads(answers.body(one, NAMES, "application/json", False)) == {"probabilities": [0.25, 0.75]}
     assert json.loads(answers.body(one, NAMES, "application/json", True)) == verbose
     told = json.loads(answers.body(two, NAMES, "application/json", False))
-    assert told == {"predictions": [{"probabilities": row} for row in two]}
+    assert told == {"predictions": [{"probabilities": row} for row in two.tolist()]}
     lines = answers.body(two, NAMES, "application/jsonlines", True).decode().splitlines()
     assert [json.loads(line)["predicted_label"] for line in lines] == ["rose", "daisy"]
     assert answers.body(two, NAMES, "text/csv", False) == b"0.25,0.75\n1.0,0.0\n"
 
 
-def asked(batcher: Batcher, *requests: list) -> list:
+def asked(batcher: Batcher, *requests: list, pixels=lambda examples: ()) -> list:
     """Returns what each of several requests at once is answered, or how it fails."""
 
     async def all_at_once():
-        return await asyncio.gather(*(batcher.ask(examples) for examples in requests), return_exceptions=True)
+        asking = (batcher.ask(examples, pixels(examples)) for examples in requests)
+        return await asyncio.gather(*asking, return_exceptions=True)
 
     try:
-        return asyncio.run(all_at_once())
+        found = asyncio.run(all_at_once())
     finally:
         batcher.close()
+    return [one if isinstance(one, Exception) else one.tolist() for one in found]
 
 
 def test_requests_at_the_same_time_go_through_the_model_together_in_order():
@@ -162,7 +213,7 @@ def test_requests_at_the_same_time_go_through_the_model_together_in_order():
         busy.wait(0.2)  # The others gather meanwhile.
         return [[float(example)] for example in examples]
 
-    batcher = Batcher(answer, lambda example: 0, Settings(max_batch=4), lambda size, seconds: sizes.append(size))
+    batcher = Batcher(answer, Settings(max_batch=4), lambda size, seconds: sizes.append(size))
     found = asked(batcher, [1], [2, 3], [4], [5, 6])
     assert found == [[[1.0]], [[2.0], [3.0]], [[4.0]], [[5.0], [6.0]]]
     assert sum(sizes) == 6
@@ -173,7 +224,6 @@ def test_one_at_a_time_is_a_batch_of_one():
     sizes: list[int] = []
     batcher = Batcher(
         lambda examples: [[1.0]] * len(examples),
-        lambda example: 0,
         Settings(max_batch=1),
         lambda size, _: sizes.append(size),
     )
@@ -188,10 +238,71 @@ def test_photos_of_a_batch_have_no_more_pixels_than_one_alone_may_have():
         batches.append(sum(examples))
         return [[0.0]] * len(examples)
 
-    batcher = Batcher(answer, int, Settings(max_pixels=100), lambda size, seconds: None)
-    asked(batcher, [60, 60, 30, 100, 5, 5])
+    batcher = Batcher(answer, Settings(max_pixels=100), lambda size, seconds: None)
+    asked(batcher, [60, 60, 30, 100, 5, 5], pixels=list)
     assert sum(batches) == 260
     assert max(batches) <= 100
+
+
+def test_a_large_request_takes_turns_with_the_others():
+    order, go = [], threading.Event()
+
+    def answer(examples):
+        go.wait(5)
+        order.extend(examples)
+        return [[float(example)] for example in examples]
+
+    batcher = Batcher(answer, Settings(max_batch=10), lambda size, seconds: None)
+
+    async def crowd():
+        asking = [asyncio.ensure_future(batcher.ask(list(range(1000)))), asyncio.ensure_future(batcher.ask([-1]))]
+        await asyncio.sleep(0)
+        go.set()
+        return await asyncio.gather(*asking)
+
+    large, small = asyncio.run(crowd())
+    batcher.close()
+    assert large.tolist() == [[float(number)] for number in range(1000)]
+    assert small.tolist() == [[-1.0]]
+    assert order.index(-1) < 100
+
+
+def test_what_nobody_waits_for_does_not_go_to_the_model():
+    asked_for, go = [], threading.Event()
+
+    def answer(examples):
+        asked_for.extend(examples)
+        go.wait(5)
+        return [[1.0]] * len(examples)
+
+    batcher = Batcher(answer, Settings(max_batch=1), lambda size, seconds: None)
+
+    async def crowd():
+        first = asyncio.ensure_future(batcher.ask(["first"] * 3))
+        while not asked_for:
+            await asyncio.sleep(0.01)
+        second = asyncio.ensure_future(batcher.ask(["second"]))
+        await asyncio.sleep(0)
+        first.cancel()
+        go.set()
+        return await second
+
+    asyncio.run(crowd())
+    batcher.close()
+    assert asked_for == ["first", "second"]
+
+
+def test_one_bad_example_ends_its_request():
+    asked_for = []
+
+    def answer(examples):
+        asked_for.extend(examples)
+        raise DataError("not a photo")
+
+    batcher = Batcher(answer, Settings(max_batch=1), lambda size, seconds: None)
+    (refused,) = asked(batcher, [1, 2, 3])
+    assert refused.message == "instances[0]: not a photo"
+    assert asked_for == [1]
 
 
 def test_an_example_that_cannot_be_answered_costs_no_other_request_its_answer():
@@ -202,7 +313,7 @@ def test_an_example_that_cannot_be_answered_costs_no_other_request_its_answer():
             raise ValueError("broken")
         return [[1.0]] * len(examples)
 
-    batcher = Batcher(answer, lambda example: 0, Settings(), lambda size, seconds: None)
+    batcher = Batcher(answer, Settings(), lambda size, seconds: None)
     good, refused, broken, last = asked(batcher, ["good"], ["good", "bad"], ["worse"], ["good"])
     assert good == last == [[1.0]]
     assert (refused.status, refused.message) == (400, "instances[1]: not a photo")
@@ -217,7 +328,7 @@ def test_more_than_may_wait_are_told_to_come_again():
         go.wait(5)
         return [[1.0]] * len(examples)
 
-    batcher = Batcher(answer, lambda example: 0, Settings(max_batch=1, max_waiting=2), lambda size, seconds: None)
+    batcher = Batcher(answer, Settings(max_batch=1, max_waiting=2), lambda size, seconds: None)
 
     async def crowd():
         first = [asyncio.ensure_future(batcher.ask(["first"]))]
@@ -228,7 +339,7 @@ def test_more_than_may_wait_are_told_to_come_again():
         with pytest.raises(Refusal) as caught:
             await batcher.ask(["late"])
         go.set()
-        return caught.value.status, await asyncio.gather(*first)
+        return caught.value.status, [one.tolist() for one in await asyncio.gather(*first)]
 
     status, found = asyncio.run(crowd())
     batcher.close()
@@ -242,3 +353,8 @@ def test_sagemakers_variables_are_heeded_and_checked():
     for wrong in ("x", "0", "-1", "70000"):
         with pytest.raises(UsageError, match="SAGEMAKER_BIND_TO_PORT: expected an integer from 1 to 65535"):
             records.of_environment({"SAGEMAKER_BIND_TO_PORT": wrong})
+    accept = "SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT"
+    assert records.of_environment({accept: "text/csv"}) == {"default_accept": "text/csv"}
+    assert records.of_environment({accept: ""}) == {}
+    with pytest.raises(UsageError, match=f"{accept}: Expected to accept application/json, .*Received: image/png"):
+        records.of_environment({accept: "image/png"})

@@ -87,6 +87,8 @@ async def _serve(state: Any, listening: socket.socket, started: Callable[[str], 
 
     config = uvicorn.Config(
         _closing(app.make(state), state),
+        http="h11",  # One parser everywhere, with a limit of headers, whatever else is installed.
+        ws="none",
         log_level="warning",
         access_log=False,
         lifespan="off",

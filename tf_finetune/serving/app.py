@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
+import functools
 import json
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
 
+import numpy as np
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -23,7 +26,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from tf_finetune.inspection import sniffing
-from tf_finetune.serving import answers, figures, payloads
+from tf_finetune.serving import answers, bodies, figures, payloads
 from tf_finetune.serving.batching import Batcher
 from tf_finetune.serving.records import MEGABYTE, Refusal, Settings
 
@@ -31,8 +34,9 @@ log = logging.getLogger(__name__)
 
 PING_SECONDS = 1.5  # SageMaker allows 2.
 FRESH_SECONDS = 5.0  # A model that has just answered is well.
-LINGER_SECONDS = 2.0  # In which the rest of a body that is too large is read.
-BODY_SECONDS = 60.0  # In which a body must have come; an invocation may last no longer.
+BUSY_SECONDS = 60.0  # A model may be busy with a batch for so long; an invocation may last no longer.
+LARGE = 2**20  # Bytes of a body.
+FEW = 10_000  # Probabilities that are written without delaying others.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src blob:; connect-src 'self'"
 
 
@@ -45,6 +49,8 @@ class State:
         settings: Limits.
         batcher: Asks the model.
         told: The figures.
+        held: Counts the bytes of bodies.
+        one_large: Whoever reads a large body has it.
         probe: An example that the model is asked for /ping.
         is_draining: Whether the server is to end: clients are told to connect elsewhere.
     """
@@ -53,12 +59,15 @@ class State:
     settings: Settings
     batcher: Batcher = field(init=False)
     told: figures.Figures = field(init=False)
+    held: bodies.Held = field(init=False)
+    one_large: asyncio.Lock = field(default_factory=asyncio.Lock)
     probe: Any = None
     is_draining: bool = False
 
     def __post_init__(self) -> None:
-        self.told = figures.make(lambda: self.batcher.waiting)
-        self.batcher = Batcher(self.model.probabilities, pixels_of, self.settings, self._note)
+        self.held = bodies.Held(max(self.settings.max_held, self.settings.max_payload))
+        self.told = figures.make(lambda: self.batcher.waiting, lambda: self.held.size)
+        self.batcher = Batcher(self.model.probabilities, self.settings, self._note)
 
     def _note(self, size: int, seconds: float) -> None:
         self.told.batches.observe(size)
@@ -101,54 +110,72 @@ def make(state: State) -> Starlette:
         Route("/metrics", metrics),
         Route("/", page),
     ]
-    return Starlette(routes=routes, exception_handlers={HTTPException: _wrong_address, Exception: _our_fault})
+    application = Starlette(routes=routes, exception_handlers={HTTPException: _wrong_address, Exception: _our_fault})
+    application.router.redirect_slashes = False  # A redirect would go to whatever the client calls this host.
+    return application
 
 
 async def _invoked(request: Request, state: State) -> Response:
     try:
-        kind, is_verbose = answers.accepted(request.headers.get("accept", ""))
-        with state.batcher.expecting():
-            body = await asyncio.wait_for(_body(request, state.settings.max_payload), BODY_SECONDS)
-            header = request.headers.get("content-type", "")
-            examples = await run_in_threadpool(payloads.read, header, body, state.model.task, state.settings)
-        rows = await state.batcher.ask(examples)
-        return Response(answers.body(rows, state.model.class_names, kind, is_verbose), media_type=kind)
+        accept = ",".join(request.headers.getlist("accept"))
+        kind, is_verbose = answers.accepted(accept, state.settings.default_accept)
+        state.batcher.check_room()
+        with state.held.taking() as take:
+            with state.batcher.expecting():
+                examples, pixels = await _examples(request, state, take)
+            rows = await _while_there(request, state.batcher.ask(examples, pixels))
+        write = functools.partial(answers.body, rows, state.model.class_names, kind, is_verbose)
+        content = write() if rows.size <= FEW else await run_in_threadpool(write)
+        return Response(content, media_type=kind)
     except Refusal as refusal:
         return _refused(refusal.status, refusal.message)
-    except asyncio.TimeoutError:
-        return _refused(408, f"Expected the body within {BODY_SECONDS:g} seconds.")
     except ClientDisconnect:
         return Response(status_code=400)  # Nobody reads it.
 
 
-async def _body(request: Request, most: int) -> bytes:
-    """Returns a request's body, read no further than is allowed."""
-    told = request.headers.get("content-length", "")
-    found, parts = bytearray(), request.stream()
-    if not (told.isdecimal() and int(told) > most):
-        async for part in parts:
-            found += part
-            if len(found) > most:
-                break
-        else:
-            return bytes(found)
-    with contextlib.suppress(asyncio.TimeoutError):
-        await asyncio.wait_for(_discarded(parts, most), LINGER_SECONDS)
-    raise Refusal(413, f"Expected a body of up to {most:,} bytes. Received: more.")
+async def _examples(request: Request, state: State, take: Callable[[int], None]) -> tuple[list[Any], list[int]]:
+    """Returns a request's examples, and the pixels of each if they are photos."""
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("identity", ""):
+        raise Refusal(415, f"Expected a body without Content-Encoding. Received: {encoding[:100]}.")
+    body = await bodies.read(request, state.settings.max_payload, take)
+    turn = state.one_large if len(body) > LARGE else contextlib.nullcontext()
+    async with turn:  # One at a time: their JSON is read in one go, in which no other thread has its turn.
+        return await run_in_threadpool(_read, request.headers.get("content-type", ""), body, state)
 
 
-async def _discarded(parts: AsyncIterator[bytes], most: int) -> None:
-    """Reads some more and forgets it: a client that is still sending would see a broken connection, not our answer."""
-    size = 0
-    async for part in parts:
-        size += len(part)
-        if size > most:
-            return
+def _read(header: str, body: bytes, state: State) -> tuple[list[Any], list[int]]:
+    settings = state.settings
+    most = max(1, min(settings.max_examples, settings.max_probabilities // len(state.model.class_names)))
+    try:
+        examples = payloads.read(header, body, state.model.task, dataclasses.replace(settings, max_examples=most))
+        return examples, [pixels_of(example) for example in examples] if state.model.task == "image" else []
+    except Refusal as error:
+        refusal = Refusal(error.status, error.message)
+    raise refusal  # Without a traceback, whose frames hold all that was read.
+
+
+async def _while_there(request: Request, asking: Coroutine[Any, Any, np.ndarray]) -> np.ndarray:
+    """Returns what is asked; if the client hangs up before, its examples need not go to the model.
+
+    Raises:
+        ClientDisconnect: It did.
+    """
+    answer, gone = asyncio.ensure_future(asking), asyncio.ensure_future(request.receive())
+    try:
+        await asyncio.wait((answer, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not answer.done():
+            raise ClientDisconnect
+        return answer.result()
+    finally:
+        answer.cancel()
+        gone.cancel()
 
 
 async def _is_well(state: State) -> bool:
-    """Returns whether the model answers: it has just done so, or does now."""
-    if time.monotonic() - state.batcher.answered_at < FRESH_SECONDS:
+    """Returns whether the model answers: it has just done so, is at it for not too long, or does now."""
+    now, begun_at = time.monotonic(), state.batcher.begun_at
+    if now - state.batcher.answered_at < FRESH_SECONDS or begun_at and now - begun_at < BUSY_SECONDS:
         return True
     try:
         await asyncio.wait_for(state.batcher.ask([state.probe]), PING_SECONDS)

@@ -34,16 +34,19 @@ class Figures:
         return generate_latest(self.registry)
 
 
-def make(waiting: Callable[[], int]) -> Figures:
+def make(waiting: Callable[[], int], held: Callable[[], int]) -> Figures:
     """Returns figures that all are 0.
 
     Args:
         waiting: Gives the number of examples that wait.
+        held: Gives the bytes of bodies that are in memory.
     """
     registry = CollectorRegistry()
     name = "tf_finetune_"
     gauge = Gauge(f"{name}waiting_examples", "Examples that wait for the model.", registry=registry)
     gauge.set_function(waiting)
+    gauge = Gauge(f"{name}held_bytes", "Bytes of requests' bodies in memory.", registry=registry)
+    gauge.set_function(held)
     return Figures(
         registry=registry,
         requests=Counter(f"{name}requests", "Requests to /invocations.", ["status"], registry=registry),

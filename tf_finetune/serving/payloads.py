@@ -5,8 +5,9 @@ from __future__ import annotations
 import base64
 import csv
 import io
+import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from tf_finetune.inspection import decoding, sniffing
@@ -19,6 +20,8 @@ PHOTOS = (
     *(f"image/{kind}" for kind in ("jpeg", "png", "gif", "bmp", "webp", "tiff", "avif")),
 )
 LINES_TOO = ("application/jsonl", "application/x-ndjson")
+MOST_NESTED = 2_100_000  # Brackets of a body: two for each of a million examples, {"bytes_inputs": {"b64": "..."}}.
+FIELD = 2**31 - 1  # Characters of a CSV field: what is too long is for `_text` to say.
 STATUS = {
     "not_an_image": 415,
     "unsupported_format": 415,
@@ -34,7 +37,7 @@ def read(header: str, body: bytes, task: str, settings: Settings) -> list[Any]:
         header: Its Content-Type; empty is JSON.
         body: Its body.
         task: "image" or "text".
-        settings: The limits of one example.
+        settings: The limits of one example, and of their number.
 
     Raises:
         Refusal: 400, 413 or 415, with what was expected.
@@ -47,12 +50,23 @@ def read(header: str, body: bytes, task: str, settings: Settings) -> list[Any]:
         raise Refusal(400, f"Expected a body of type {kind}. Received: nothing.")
     if kind in PHOTOS:
         return [_photo(body, settings, "")]
-    if kind == CSV:
-        return [_text(text, settings, f"row {number}: ") for number, text in enumerate(_rows(_decoded(body)), 1)]
     if kind in TEXTS:
         return [_text(_decoded(body), settings, "")]
-    found = list(_lines(body)) if kind != JSON else _instances(_json(_decoded(body), ""))
+    if kind == CSV:
+        rows = enumerate(_up_to(settings.max_examples, _rows(_decoded(body))), 1)
+        return [_text(text, settings, f"row {number}: ") for number, text in rows]
+    nested = body.count(b"[") + body.count(b"{")
+    if nested > MOST_NESTED:  # To make so many objects takes seconds, in which all others wait.
+        raise Refusal(413, f"Expected up to {MOST_NESTED:,} lists and objects. Received: {nested:,} brackets.")
+    found = _up_to(settings.max_examples, _lines(body) if kind != JSON else _instances(_json(_decoded(body), "")))
     return [_example(item, task, settings, f"instances[{number}]: ") for number, item in enumerate(found)]
+
+
+def _up_to(most: int, found: Iterable[Any]) -> list[Any]:
+    examples = list(itertools.islice(found, most + 1))
+    if len(examples) > most:
+        raise Refusal(413, f"Expected up to {most:,} examples in a request. Received: more.")
+    return examples
 
 
 def _decoded(body: bytes) -> str:
@@ -87,30 +101,36 @@ def _instances(request: Any) -> list[Any]:
 
 
 def _lines(body: bytes) -> Iterator[Any]:
-    """Yields the examples of JSON Lines: each line one of them, or a whole request."""
-    lines = [line for line in _decoded(body).splitlines() if line.strip()]
-    for number, line in enumerate(lines, 1):
+    """Yields the examples of JSON Lines: each line one of them, or a whole request.
+
+    Lines end by \\n or \\r\\n alone: what else ends lines in Python, as U+2028, may be inside of a JSON string.
+    """
+    is_empty = True
+    for number, line in enumerate(_decoded(body).split("\n"), 1):
+        if not line or line.isspace():
+            continue
+        is_empty = False
         value = _json(line, f"line {number}: ")
         is_request = isinstance(value, dict) and ("instances" in value or "inputs" in value)
         yield from _instances(value) if is_request else [value]
-    if not lines:
+    if is_empty:
         raise Refusal(400, "Expected one line of JSON or more. Received: none.")
 
 
 def _rows(text: str) -> Iterator[str]:
     """Yields the texts of a CSV body, which has one column."""
+    csv.field_size_limit(FIELD)
+    number = 0
     try:
-        rows = [row for row in csv.reader(io.StringIO(text, newline=""), strict=True) if row]
+        for row in csv.reader(io.StringIO(text, newline=""), strict=True):
+            number += bool(row)
+            if len(row) > 1:
+                wanted = "one column, the text, in quotes where it has a comma"
+                raise Refusal(400, f"row {number}: expected {wanted}. Received: {len(row)}.")
+            yield from row
     except csv.Error as error:
         raise Refusal(400, f"Expected CSV of one column, a text a row. Received: {error}.") from None
-    for number, row in enumerate(rows, 1):
-        if len(row) != 1:
-            raise Refusal(
-                400,
-                f"row {number}: expected one column, the text, in quotes where it has a comma. Received: {len(row)}.",
-            )
-        yield row[0]
-    if not rows:
+    if not number:
         raise Refusal(400, "Expected CSV of one column, a text a row. Received: no rows.")
 
 

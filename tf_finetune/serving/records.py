@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from tf_finetune.errors import UsageError
 
 PORT = 8080
 MEGABYTE = 1024 * 1024
+ACCEPT = "SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT"
 
 
 class Refusal(Exception):  # noqa: N818  (an answer to a client, no fault of ours)
@@ -32,7 +34,12 @@ class Settings:
         max_payload: Bytes of a request's body.
         max_pixels: Of one photo.
         max_characters: Of one text.
-        max_waiting: Examples that may wait; more are answered 503.
+        max_examples: Of one request.
+        max_probabilities: Of one answer: examples times classes, so that answers stay within memory.
+        max_waiting: Requests that may wait for the model; more are answered 503.
+        max_held: Bytes of the bodies that are in memory, from their first byte to the answer, of all requests together;
+            what does not fit is answered 503. One body always fits.
+        default_accept: What is answered where a request does not say, or says that anything will do.
         drain_seconds: After SIGTERM, in which requests are still accepted and clients are told to connect elsewhere.
     """
 
@@ -43,17 +50,21 @@ class Settings:
     max_payload: int = 25 * MEGABYTE
     max_pixels: int = 50_000_000
     max_characters: int = 100_000
+    max_examples: int = 1_000_000
+    max_probabilities: int = 10_000_000
     max_waiting: int = 1024
+    max_held: int = 512 * MEGABYTE
+    default_accept: str = "application/json"
     drain_seconds: float = 1.0
 
 
-def of_environment(environ: Mapping[str, str] = os.environ) -> dict[str, int]:
-    """Returns the settings that SageMaker's variables make: port and max_payload.
+def of_environment(environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
+    """Returns the settings that SageMaker's variables make: port, max_payload and default_accept.
 
     Raises:
-        UsageError: One is no number, or out of range.
+        UsageError: One is no number, or out of range, or no type of answer that there is.
     """
-    found = {}
+    found: dict[str, Any] = {}
     for variable, name, unit, most in (
         ("SAGEMAKER_BIND_TO_PORT", "port", 1, 65535),
         ("SAGEMAKER_MAX_PAYLOAD_IN_MB", "max_payload", MEGABYTE, 2**20),
@@ -63,4 +74,12 @@ def of_environment(environ: Mapping[str, str] = os.environ) -> dict[str, int]:
             if not text.isdecimal() or not 0 < int(text) <= most:
                 raise UsageError(f"{variable}: expected an integer from 1 to {most}; received {text!r}.")
             found[name] = int(text) * unit
+    if environ.get(ACCEPT):
+        from tf_finetune.serving import answers
+
+        try:
+            answers.accepted(environ[ACCEPT])
+        except Refusal as refusal:
+            raise UsageError(f"{ACCEPT}: {refusal.message}") from None
+        found["default_accept"] = environ[ACCEPT]
     return found
