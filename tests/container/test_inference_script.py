@@ -8,6 +8,7 @@ import importlib.util
 import io
 import json
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -121,6 +122,7 @@ def instances(script: Any, body: bytes, content_type: str | None) -> Any:
 
 
 def answer(script: Any, content: Any, accept: str | None = "application/json", name: str | None = None) -> Any:
+    """Returns what the JSON of an answer says."""
     body, content_type = script.output_handler(response(content), context(accept=accept, name=name))
     assert content_type == "application/json"
     return json.loads(body)
@@ -171,8 +173,7 @@ def test_text_is_passed_on_as_one_string(script: Any, content_type: str) -> None
 def test_json_with_instances_is_passed_on(script: Any, content_type: str | None) -> None:
     photos = [{"b64": base64.b64encode(photo).decode()} for photo in (PHOTO, b"GIF89a")]
     body = json.dumps({"signature_name": "serving_default", "instances": photos})
-    request = script.input_handler(io.BytesIO(body.encode()), context(content_type))
-    assert json.loads(request) == json.loads(body)
+    assert instances(script, body.encode(), content_type) == photos
 
 
 @pytest.mark.parametrize(("content_type", "body"), [("application/x-text", "é"), ("application/json", '["é"]')])
@@ -180,16 +181,37 @@ def test_a_byte_order_mark_is_no_part_of_the_text(script: Any, content_type: str
     assert instances(script, body.encode("utf-8-sig"), content_type) == ["é"]
 
 
-def test_json_with_inputs_is_passed_on(script: Any) -> None:
-    request = script.input_handler(io.BytesIO('{"inputs": ["é"]}'.encode()), context())
-    assert json.loads(request) == {"inputs": ["é"]}
+@pytest.mark.parametrize("body", ['{"inputs": ["é"]}', '{"inputs": {"text_inputs": ["é"]}}', '[["é"]]'])
+def test_other_forms_of_a_request_are_written_as_instances(script: Any, body: str) -> None:
+    assert instances(script, body.encode(), "application/json") == ["é"]
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body", "texts"),
+    [
+        ("application/jsonlines", '"a"\r\n\n{"instances": ["b", ["c"]]}\n{"text_inputs": "d"}', ["a", "b", "c", "d"]),
+        ("application/x-ndjson", '"a\u2028\x85b"\n', ["a\u2028\x85b"]),
+        ("text/csv", 'a\r\n"b, ""c""\n"\n\n', ["a", 'b, "c"\n']),
+        ("text/csv; charset=utf-8", "\ufeff\u2028", ["\u2028"]),
+        ("application/jsonlines", '"\\ud800"', ["?"]),
+        ("text/plain", "a\nb", ["a\nb"]),
+    ],
+)
+def test_lines_and_rows_become_instances(script: Any, content_type: str, body: str, texts: list[str]) -> None:
+    assert instances(script, body.encode(), content_type) == texts
+
+
+def test_photos_come_in_json_lines(script: Any) -> None:
+    photo = {"b64": base64.b64encode(PHOTO).decode()}
+    body = "".join(json.dumps(line) + "\n" for line in (photo, {"bytes_inputs": photo}, {"instances": [photo]}))
+    assert instances(script, body.encode(), "application/jsonlines") == [photo] * 3
 
 
 def test_a_bare_json_list_is_wrapped(script: Any) -> None:
     assert instances(script, b'["one", "two"]', "application/json") == ["one", "two"]
 
 
-@pytest.mark.parametrize("content_type", ["text/csv", "image/gif", "application/jsonlines", "x" * 5000])
+@pytest.mark.parametrize("content_type", ["text/html", "image/svg+xml", "application/jsons", "x" * 5000])
 def test_other_content_types_are_a_clean_415(script: Any, content_type: str) -> None:
     status, text = call(script, "2.20", b"1", None, to=content_type)
     assert status == 415
@@ -211,6 +233,14 @@ def test_other_content_types_are_a_clean_415(script: Any, content_type: str) -> 
         (b"[" * 100_000, "application/json", "Expected JSON"),
         (b'{"image": "AA=="}', "application/json", "instances"),
         (b'"text"', "application/json", "instances"),
+        (b"[]", "application/json", "Expected one example or more"),
+        (b"[NaN]", "application/json", "NaN is not JSON"),
+        (b'["a", 5]', "application/json", "instances[1]: expected"),
+        (b'"a"\n\n{', "application/jsonlines", "line 3: Expected JSON"),
+        (b"\n \n", "application/jsonlines", "Expected one line of JSON or more"),
+        (b"a\nb,c\n", "text/csv", "row 2: expected one column"),
+        (b'"a', "text/csv", "Expected CSV of one column"),
+        (b"\n", "text/csv", "no rows"),
         (b"null", "application/json", "instances"),
     ],
 )
@@ -220,7 +250,9 @@ def test_a_body_that_cannot_be_used_is_a_clean_400(script: Any, body: bytes, con
     assert words in text
 
 
-@pytest.mark.parametrize(("body", "content_type"), [(b"1", "text/csv"), (b"", "image/png"), (b"{", "application/json")])
+@pytest.mark.parametrize(
+    ("body", "content_type"), [(b"1", "text/html"), (b"", "image/png"), (b"{", "application/json")]
+)
 def test_without_falcon_refusals_are_value_errors(script_alone: Any, body: bytes, content_type: str) -> None:
     with pytest.raises(ValueError, match="Expected"):
         script_alone.input_handler(io.BytesIO(body), context(content_type))
@@ -302,17 +334,16 @@ def test_a_photo_that_cannot_be_decoded_is_a_clean_415(script: Any, script_alone
 
 
 @pytest.mark.parametrize("name", UNFIT)
-@pytest.mark.parametrize("form", ["instances", "a bare list", "by name", "inputs", "inputs by name", "one input"])
+@pytest.mark.parametrize("form", ["instances", "a bare list", "by name", "inputs", "inputs by name"])
 def test_inside_of_json_it_is_a_clean_400_that_says_which(script: Any, form: str, name: str) -> None:
     unfit, received = UNFIT[name]
     good, bad = ({"b64": base64.b64encode(photo).decode()} for photo in (FIT["PNG"], unfit))
     request, place = {
         "instances": ({"instances": [good, bad]}, "instances[1]"),
         "a bare list": ([good, good, bad], "instances[2]"),
-        "by name": ({"instances": [{"bytes_inputs": bad}]}, "instances[0].bytes_inputs"),
-        "inputs": ({"inputs": [good, bad]}, "inputs[1]"),
-        "inputs by name": ({"inputs": {"bytes_inputs": [good, bad]}}, "inputs.bytes_inputs[1]"),
-        "one input": ({"inputs": bad}, "inputs"),
+        "by name": ({"instances": [{"bytes_inputs": bad}]}, "instances[0]"),
+        "inputs": ({"inputs": [good, bad]}, "instances[1]"),
+        "inputs by name": ({"inputs": {"bytes_inputs": [good, bad]}}, "instances[1]"),
     }[form]
     status, text = call(script, "2.20", json.dumps(request).encode(), None, to="application/json")
     assert status == 400
@@ -337,7 +368,7 @@ def test_of_two_unfit_photos_the_first_is_named(script: Any) -> None:
 def test_what_is_no_base64_is_a_clean_400(script: Any, text: str) -> None:
     status, words = call(script, "2.20", json.dumps([{"b64": text}]).encode(), None, to="application/json")
     assert status == 400
-    assert words.startswith("instances[0]: Expected base64")
+    assert words.startswith("instances[0]: expected base64")
 
 
 def test_base64_is_passed_on_as_no_decoder_can_read_otherwise(script: Any) -> None:
@@ -350,17 +381,58 @@ def described(model: Path, task: str) -> None:
     (model / "tf_finetune.json").write_text(json.dumps({"task": task}), encoding="utf-8")
 
 
-def test_a_model_of_texts_takes_any_string_and_any_base64(script: Any, model: Path) -> None:
+def test_a_model_of_texts_takes_any_string_and_any_text_in_base64(script: Any, model: Path) -> None:
     described(model, "text")
-    request = [ANIMATED.decode("latin-1"), {"b64": base64.b64encode(ANIMATED).decode()}, {"b64": "*"}]
-    assert instances(script, json.dumps(request).encode(), "application/json") == request
+    request = [ANIMATED.decode("latin-1"), {"b64": base64.b64encode("RIFF é".encode()).decode()}]
+    assert instances(script, json.dumps(request).encode(), "application/json") == [request[0], "RIFF é"]
 
 
-def test_a_model_of_photos_takes_no_strings_that_are_none(script: Any, model: Path) -> None:
+@pytest.mark.parametrize(
+    ("task", "content_type", "expected"),
+    [("text", "image/png", "application/x-text, text/plain, text/csv"), ("image", "text/csv", "application/x-image")],
+)
+def test_the_types_of_the_other_task_are_a_clean_415(
+    script: Any, model: Path, task: str, content_type: str, expected: str
+) -> None:
+    described(model, task)
+    status, text = call(script, "2.20", b"1", None, to=content_type)
+    assert status == 415
+    assert text.startswith(f"Expected the content type {expected}")
+
+
+LARGE = {
+    "PNG": b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + struct.pack(">II", 10_000, 5_001),
+    "JPEG": jpeg(8)[:-15] + struct.pack(">BHH", 8, 10_000, 5_001) + bytes(10),
+    "GIF": b"GIF89a" + struct.pack("<HH", 10_000, 5_001),
+    "BMP": b"BM" + bytes(16) + struct.pack("<ii", 10_000, -5_001),
+    "WebP": webp(chunk(b"VP8 ", bytes(6) + struct.pack("<HH", 10_000, 5_001))),
+    "lossless WebP": webp(chunk(b"VP8L", b"\x2f" + struct.pack("<I", 9_999 | 5_000 << 14))),
+    "extended WebP": webp(
+        chunk(b"VP8X", bytes(4) + (9_999).to_bytes(3, "little") + (5_000).to_bytes(3, "little")), chunk(b"VP8 ", b"")
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_a_photo_that_would_take_the_memory_is_a_clean_413(script: Any, name: str) -> None:
+    status, text = call(script, "2.20", LARGE[name], None, to="image/jpeg")
+    assert status == 413
+    assert "expected a photo of up to 50,000,000 pixels. Received: " in text
+    assert sorted(re.findall(r"[\d,]+", text.split("Received:")[1])) == ["10,000", "5,001"]
+
+
+def test_a_text_that_is_too_long_is_a_clean_413_that_says_which(script: Any) -> None:
+    for of, body in (("text/csv", "a\n" + "x" * 200_000), ("application/jsonlines", f'"a"\n"{"x" * 200_000}"')):
+        status, text = call(script, "2.20", body.encode(), None, to=of)
+        assert status == 413
+        assert "1]: expected a text of up to 100,000" in text or "row 2: expected a text of up to 100,000" in text
+
+
+def test_a_model_of_photos_takes_no_strings(script: Any, model: Path) -> None:
     described(model, "image")
-    status, text = call(script, "2.20", b'["GIF89a", "a text"]', None, to="application/json")
+    status, text = call(script, "2.20", b'["GIF89a"]', None, to="application/json")
     assert status == 400
-    assert text.startswith("instances[1]: Expected a JPEG")
+    assert text.startswith('instances[0]: expected a photo as {"b64": "..."}')
 
 
 def test_an_animated_webp_cannot_come_as_a_string_even_where_the_task_is_not_told(script: Any) -> None:
@@ -386,7 +458,7 @@ def test_real_photos_get_the_verdict_that_tensorflow_would_give(script: Any) -> 
         body = (folder / name).read_bytes()
         status = call(script, "2.20", body, {"predictions": [ROW]}, to="application/x-image")[0]
         (passed if status == 200 else refused).add(name.removeprefix("derived/"))
-        assert status == 200 or not decoded.startswith("ok"), f"{name} can be decoded"
+        assert status == 200 or not decoded.startswith("ok") or "12000" in name, f"{name} can be decoded"
     assert {"animated.webp", "photo.tif", "tiff_named.jpg", "html_error_page.jpg", "text.jpg"} <= refused
     assert {"random_bytes.jpg", "one_byte.jpg", "empty.jpg", "Thumbs.db", ".DS_Store"} <= refused
     assert len(passed) > 30
@@ -400,19 +472,19 @@ def test_real_photos_get_the_verdict_that_tensorflow_would_give(script: Any) -> 
     [
         {"predictions": [ROW]},
         {"predictions": [{"probabilities": ROW}]},
-        {"outputs": [ROW]},
-        {"outputs": {"probabilities": [ROW]}},
     ],
 )
 @pytest.mark.parametrize(
-    "accept", ["application/json", "*/*", None, "", "Application/JSON; q=0.9", "text/html, */*;q=.2"]
+    "accept",
+    ["application/json", "*/*", None, "", "Application/JSON; q=0.9", "text/html, */*;q=.2", "text/csv;q=0, */*"],
 )
 def test_one_example_gives_its_probabilities(script: Any, served: Any, accept: str | None) -> None:
     assert answer(script, served, accept) == {"probabilities": ROW}
 
 
 @pytest.mark.parametrize(
-    "accept", ["application/json;verbose", "application/json; Verbose", "text/csv, application/json;q=1;verbose"]
+    "accept",
+    ["application/json;verbose", "application/json; Verbose", "text/csv;q=0.5, application/json;q=0.6;verbose"],
 )
 def test_verbose_adds_the_class_names_and_the_likeliest(script: Any, accept: str) -> None:
     expected = {"probabilities": ROW, "labels": LABELS, "predicted_label": "ヒマワリ"}
@@ -433,12 +505,26 @@ def test_several_examples_give_a_list(script: Any) -> None:
     assert [each["predicted_label"] for each in verbose] == LABELS[:2]
 
 
-def test_what_cannot_be_produced_is_a_clean_406(script: Any, script_alone: Any) -> None:
+def test_lines_and_rows_have_one_for_each_example(script: Any) -> None:
+    rows = [[0.5, 0.25, 0.25], [0.0, 1.0, 0.0]]
+    served = response({"predictions": rows})
+    plain = "".join(json.dumps({"probabilities": row}) + "\n" for row in rows)
+    assert script.output_handler(served, context(accept="application/jsonlines")) == (plain, "application/jsonlines")
+    assert script.output_handler(served, context(accept="application/x-ndjson")) == (plain, "application/jsonlines")
+    verbose, _ = script.output_handler(served, context(accept="application/jsonlines;verbose"))
+    assert [json.loads(line)["predicted_label"] for line in verbose.splitlines()] == LABELS[:2]
+    expected = ("0.5,0.25,0.25\n0.0,1.0,0.0\n", "text/csv")
+    assert script.output_handler(served, context(accept="text/csv")) == expected
+
+
+def test_what_cannot_be_produced_is_a_clean_406_before_the_model_is_asked(script: Any, script_alone: Any) -> None:
     with pytest.raises(HTTPNotAcceptable) as caught:
-        answer(script, {"predictions": [ROW]}, "text/csv")
-    assert "text/csv" in (caught.value.description or "")
-    with pytest.raises(ValueError, match="text/csv"):
-        answer(script_alone, {"predictions": [ROW]}, "text/csv")
+        script.input_handler(io.BytesIO(b'["a"]'), context(accept="image/png"))
+    assert "image/png" in (caught.value.description or "")
+    with pytest.raises(HTTPNotAcceptable):
+        answer(script, {"predictions": [ROW]}, "image/png")
+    with pytest.raises(ValueError, match="image/png"):
+        answer(script_alone, {"predictions": [ROW]}, "image/png")
 
 
 def test_class_names_of_another_model_are_an_error_and_not_a_wrong_name(script: Any) -> None:
@@ -476,7 +562,7 @@ def test_serving_errors_that_are_no_json_are_shown_as_they_are(script: Any) -> N
 
 def test_the_container_of_2023_shows_our_words(script: Any) -> None:
     """It answers every exception with 500 and str(exception), in which falcon itself leaves the message out."""
-    status, text = call(script, "2023", b"1", None, to="text/csv")
+    status, text = call(script, "2023", b"1", None, to="text/html")
     assert status == 500
     assert "Expected the content type" in json.loads(text)["error"]
 
@@ -545,9 +631,10 @@ def test_without_class_names_the_plain_answer_still_comes(model: Path, monkeypat
 
 
 def test_it_is_python_3_8_and_short() -> None:
+    """Longer than other files may be: the container imports this one and none beside it."""
     source = SOURCE.read_text(encoding="utf-8")
     ast.parse(source, feature_version=(3, 8))
-    assert len(source.splitlines()) < 300
+    assert len(source.splitlines()) < 400
 
 
 def test_it_runs_with_the_standard_library_alone(model: Path) -> None:
@@ -569,12 +656,15 @@ def test_it_works_with_the_real_falcon(model: Path) -> None:
     falcon = pytest.importorskip("falcon")
     script = imported(model / "code" / "inference.py")
     with pytest.raises(falcon.HTTPUnsupportedMediaType, match="Expected the content type") as caught:
-        script.input_handler(io.BytesIO(b"1"), context("text/csv"))
+        script.input_handler(io.BytesIO(b"1"), context("text/html"))
     assert str(caught.value.status).startswith("415")
     with pytest.raises(falcon.HTTPBadRequest, match="Expected JSON"):
         script.input_handler(io.BytesIO(b"{"), context())
-    with pytest.raises(falcon.HTTPNotAcceptable, match="text/csv"):
-        script.output_handler(response({"predictions": [ROW]}), context(accept="text/csv"))
+    with pytest.raises(falcon.HTTPNotAcceptable, match="image/png"):
+        script.output_handler(response({"predictions": [ROW]}), context(accept="image/png"))
+    with pytest.raises(falcon.HTTPError, match="up to 100,000 characters") as large:
+        script.input_handler(io.BytesIO(b"x" * 100_001), context("application/x-text"))
+    assert str(large.value.status).startswith("413")
     with pytest.raises(falcon.HTTPError, match="answered 503: not ready") as other:
         script.output_handler(response({"error": "not ready"}, 503), context())
     assert str(other.value.status).startswith("503")

@@ -89,7 +89,7 @@ async def _serve(state: Any, listening: socket.socket, started: Callable[[str], 
         _closing(app.make(state), state),
         http="h11",  # One parser everywhere, with a limit of headers, whatever else is installed.
         ws="none",
-        log_level="warning",
+        log_level="error",  # Not a line for each client that speaks something else than HTTP.
         access_log=False,
         lifespan="off",
         timeout_keep_alive=75,

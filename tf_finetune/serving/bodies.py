@@ -75,7 +75,7 @@ async def _read(request: Request, most: int, take: Callable[[int], None]) -> byt
         else:
             return bytes(found)
         found.clear()
-    if "expect" not in request.headers:  # Else it is not sending yet.
+    if length is None or "expect" not in request.headers:  # Else it is not sending yet.
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(_discarded(parts, most), LINGER_SECONDS)
     raise Refusal(413, f"Expected a body of up to {most:,} bytes. Received: more.")
