@@ -208,6 +208,20 @@ def test_a_client_that_hangs_up_is_forgotten():
     assert "forget me" not in state.model.asked_for
 
 
+def test_what_is_cut_off_at_the_end_is_told():
+    async def ending(state: app.State) -> Any:
+        busy = asyncio.ensure_future(Request(state, "/invocations", TEXT).send(b"wait").answer())
+        await until(lambda: "wait" in state.model.asked_for)
+        state.is_draining = True
+        busy.cancel()
+        return await busy
+
+    with running() as state:
+        status, headers, content = asyncio.run(ending(state))
+        assert (status, headers["retry-after"]) == (503, "1")
+        assert json.loads(content)["error"] == "The server is ending. Try again elsewhere."
+
+
 def test_a_model_that_is_busy_is_well_but_not_for_ever(monkeypatch):
     monkeypatch.setattr(app, "PING_SECONDS", 0.05)
     monkeypatch.setattr(app, "FRESH_SECONDS", 0.0)

@@ -131,6 +131,10 @@ async def _invoked(request: Request, state: State) -> Response:
         return _refused(refusal.status, refusal.message)
     except ClientDisconnect:
         return Response(status_code=400)  # Nobody reads it.
+    except asyncio.CancelledError:
+        if not state.is_draining:
+            raise
+        return _refused(503, "The server is ending. Try again elsewhere.")
 
 
 async def _examples(request: Request, state: State, take: Callable[[int], None]) -> tuple[list[Any], list[int]]:
