@@ -96,3 +96,10 @@ def test_a_text_that_is_typed_is_answered_by_the_keyboard_alone(browser, tmp_pat
         shot(browser, "text")
         about = json.loads(browser.find_element(By.ID, "about").get_attribute("textContent"))
         assert about == {"task": "text", "classes": ["long", "short"]}
+        browser.find_element(By.ID, "text").clear()
+        browser.find_element(By.ID, "text").send_keys(Keys.TAB, Keys.ENTER)  # The button.
+        assert told(browser, "#answer .error") == "Type a text first."
+        server.process.kill()
+        server.process.wait()
+        browser.find_element(By.ID, "text").send_keys("tiny", Keys.TAB, Keys.ENTER)
+        WebDriverWait(browser, 30).until(lambda page: "The server does not answer." in told(page, "#answer .error"))
