@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import tf_finetune
@@ -188,6 +189,16 @@ def test_a_body_that_is_too_large_is_not_read_to_its_end(server):
     assert server.ask("GET", "/ping")[0] == 200
 
 
+def test_a_header_without_end_is_not_kept(server):
+    with socket.create_connection((server.host, server.port), timeout=60) as wire:
+        wire.sendall(b"GET /ping HTTP/1.1\r\nX: ")
+        with contextlib.suppress(OSError):
+            for _ in range(1000):
+                wire.sendall(b"x" * 100_000)
+            raise AssertionError("all of it was taken")
+    assert server.ask("GET", "/ping")[0] == 200
+
+
 def test_a_client_that_hangs_up_costs_nothing(server, photos):
     for _ in range(5):
         with socket.create_connection((server.host, server.port)) as wire:
@@ -266,6 +277,13 @@ def test_texts_are_served_too(text_archive):
         assert server.invoke(json.dumps(texts).encode(), "application/json") == (200, {"predictions": plain})
         assert server.invoke(b"x" * (2**20 + 1), "application/x-text")[0] == 413
         assert b'"task": "text"' in server.ask("GET", "/")[2]
+        rows = ["x" * (number % 50 + 1) for number in range(3000)]
+        body, as_csv = "\n".join(rows).encode(), {"Content_Type": "text/csv", "Accept": "text/csv"}
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:  # As batch transform asks.
+            told = list(pool.map(lambda _: server.ask("POST", "/invocations", body, **as_csv)[2], range(4)))
+        for content in told:
+            found = np.loadtxt(content.decode().splitlines(), delimiter=",")
+            assert np.abs(found - [one["probabilities"] for one in model.predict(rows)]).max() < 1e-6
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ def texts() -> list[Asked]:
     both = as_json(["tiny", LONG])
     lines = b'"tiny"\n' + as_json(LONG) + b"\n"
     good = [(TEXT, accept, b"tiny") for accept in ("", JSON, VERBOSE, LINES, f"{LINES};verbose", CSV, "*/*", "text/*")]
-    good += [(JSON, accept, both) for accept in (JSON, VERBOSE, LINES, CSV, f"{CSV};q=0.5, {JSON};q=0.4")]
+    good += [(JSON, accept, both) for accept in (JSON, VERBOSE, LINES, CSV, f"{JSON};q=0, */*")]
     good += [(LINES, accept, lines) for accept in (JSON, LINES, CSV, "text/html,application/xhtml+xml,*/*;q=0.8")]
     good += [(kind, LINES, lines) for kind in ("application/jsonl", "Application/X-NDJSON; charset=utf-8")]
     good += [

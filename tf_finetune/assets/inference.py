@@ -90,7 +90,7 @@ def input_handler(data: BinaryIO, context: Any) -> str:
     elif content_type == CSV:
         examples = [_text(text, f"row {number}: ") for number, text in enumerate(_rows(_decoded(body)), 1)]
     else:
-        found = _instances(_json(_decoded(body), "")) if content_type == JSON else _lines(_decoded(body))
+        found = _instances(_json(_decoded(body), "")) if content_type == JSON else list(_lines(_decoded(body)))
         examples = [_example(item, task, f"instances[{number}]: ") for number, item in enumerate(found)]
     return json.dumps({"instances": examples})
 
