@@ -38,7 +38,7 @@ def describe(
         "warnings": warnings,
         "command": command_of(planned),
         "job": {
-            "parent_model": planned.model_place if planned.earlier else planned.backbone,
+            "parent_model": storage.redacted(planned.model_place) if planned.earlier else planned.backbone,
             "name": planned.name,
             "arn": planned.arn,
             "training_seconds": None,
