@@ -95,6 +95,10 @@ def answers_from_s3(archive: str, photos: Path, capsys) -> None:
     assert json.loads(capsys.readouterr().out)["accuracy"] == 1.0
     assert cli.main(["check", "s3://bucket/data/photos", "--json"]) == 3
     assert json.loads(capsys.readouterr().out)["findings"]  # The photos are small.
+    assert cli.main(["check", "s3://bucket/data/photos/cyan"]) == 1
+    assert "training channel s3://bucket/data/photos/cyan has no class folders" in capsys.readouterr().err
+    assert cli.main(["predict", archive, "s3://bucket/data/photos/cyan/0.png"]) == 1
+    assert "Expected a file or folder on this machine; received s3://bucket" in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -169,6 +173,9 @@ def test_a_result_that_s3_does_not_take_lies_whole_on_this_machine(quick, bucket
             "--output s3://bucket/: results in s3://bucket/data/output/ would lie inside the channel s3://bucket/data ",
         ),
         ({"checkpoints": "s3://bucket/c"}, UsageError, "--checkpoints: expected a folder on this machine"),
+        ({"backbone": "nowhere", "epochs": 0}, FinetuneError, "epochs: .* backbone nowhere is neither a folder"),
+        ({"validation": "nowhere"}, UsageError, "validation channel nowhere: there is no such file or folder"),
+        ({"split": "nowhere.csv"}, FinetuneError, "nowhere.csv"),
     ],
 )
 def test_what_is_wrong_without_looking_is_told_before_anything_is_asked(quick, proxy, given, error, message):

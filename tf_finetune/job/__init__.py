@@ -149,16 +149,17 @@ def plan(
         problems.append(UsageError(f"--replicas: expected an integer of 1 or more; received {replicas}"))
     kept = tried(lambda: feature_cache.place(cache_dir, feature_folder, storage.cache_folder()))
     is_remote = any(map(s3.is_s3, (places or {}).values()))
+    earlier_split = tried(lambda: _earlier_split(split, places or {})) if split else None
     if is_remote:
         tried(lambda: hyperparameters.parse(given))
+        tried(lambda: _check_local(places or {}, given))
     if destination and not problems:
         tried(lambda: check_remote(destination, region))
     if is_remote and problems:  # Told before anything is fetched.
         raise combined(problems)
     folders = brought(places or {}, storage.cache_folder(), region, progress, meanwhile)
     with told_as_given(places or {}, folders):
-        known = _understood(folders, given, tried, is_complete=places is not None)
-        earlier_split = tried(lambda: _earlier_split(split, folders)) if split else None
+        known = _understood(folders, given, tried, lambda: not problems, is_complete=places is not None)
         if problems or known is None or destination is None or name is None or kept is None:
             raise combined(problems)
     return Job(
@@ -200,6 +201,7 @@ def _understood(
     folders: Mapping[str, Path],
     given: Mapping[str, object],
     tried: Callable[[Callable[[], Any]], Any],
+    is_well: Callable[[], bool],
     is_complete: bool,
 ) -> _Understood | None:
     """Returns what the data and the hyperparameters say, or None where something is wrong with them.
@@ -208,6 +210,7 @@ def _understood(
         folders: Of each channel.
         given: As `plan` takes it.
         tried: Collects what is wrong; what cannot be told is None.
+        is_well: Whether nothing is wrong so far, so that a remote backbone may be fetched.
         is_complete: Whether these are all channels, so that one that is missing is told.
     """
     task = tried(lambda: _task(folders)) if folders or is_complete else None
@@ -216,7 +219,7 @@ def _understood(
     asked = _of_backbone(given)
     handle = tried(lambda: backbones.handle_of(hyperparameters.parse(asked), folders.get("model"), task or "image"))
     card = tried(lambda: backbones.card_of(handle, task)) if handle else None
-    going_on = tried(lambda: backbones.earlier_of(handle)) if handle else None
+    going_on = tried(lambda: backbones.earlier_of(handle, task or "image", is_well())) if handle else None
     kept = going_on if (values or {}).get(earlier.REINITIALIZE) != "True" else None
     if handle and values is not None:
         tried(lambda: earlier.check(going_on, handle, task, values))
@@ -260,8 +263,18 @@ def _task(folders: Mapping[str, Path]) -> str:
     return examples.task_of(folders["training"])
 
 
-def _earlier_split(file: str | os.PathLike[str], folders: Mapping[str, Path]) -> dict[str, str]:
-    if "validation" in folders:
+def _check_local(places: Mapping[str, str], given: Mapping[str, object]) -> None:
+    """Looks at what needs nothing of what lies in S3, so that it is told before that is fetched."""
+    for channel, place in places.items():
+        if not s3.is_s3(place) and not os.path.exists(place):
+            raise UsageError(f"{channel} channel {place}: there is no such file or folder. Check the path.")
+    named = _of_backbone(given)
+    if named:
+        backbones.handle_of(hyperparameters.parse(named), None, "image")
+
+
+def _earlier_split(file: str | os.PathLike[str], places: Mapping[str, str]) -> dict[str, str]:
+    if "validation" in places:
         raise UsageError(f"--split {file}: there is a validation channel, so nothing is split. Give one of the two.")
     return examples.read_split(Path(file))
 

@@ -144,6 +144,7 @@ def _of_connection(error: Exception) -> str:
         (exceptions.PartialCredentialsError, f"the AWS credentials are incomplete. {_GIVE_CREDENTIALS}"),
         (exceptions.ProfileNotFound, f"there is no AWS profile {profile!r}. Check AWS_PROFILE and ~/.aws/config."),
         ((exceptions.CredentialRetrievalError, exceptions.TokenRetrievalError), f"{refused} ({name}). {_SIGN_IN}"),
+        (exceptions.InvalidRegionError, f"{error} Check AWS_DEFAULT_REGION, AWS_REGION or the profile's Region."),
         (exceptions.SSOError, f"{refused} ({name}). {_SIGN_IN}"),
         (
             exceptions.SSLError,
