@@ -17,7 +17,7 @@ import pytest
 
 import tf_finetune
 from tests import builders, s3_servers
-from tf_finetune import cli, devices, job, pipeline, s3
+from tf_finetune import cli, devices, examples, job, pipeline, s3
 from tf_finetune.errors import DataError, ExportError, FinetuneError, UsageError
 
 SETTINGS = {"epochs": 2, "learning_rate": 0.5, "optimizer": "sgd", "batch_size": 8, "validation_split_ratio": 0.25}
@@ -232,6 +232,10 @@ def test_messages_name_a_channel_as_it_was_given(quick, bucket):
     planned = job.plan({"training": "s3://bucket/texts"}, {}, "out")
     with pytest.raises(DataError, match="^s3://bucket/texts/data.csv line 3: a quote is opened and never closed"):
         pipeline.run(planned)
+    bucket.put_object(Bucket="bucket", Key="named/more.csv", Body=b"0,bad\n1,good\n")
+    bucket.put_object(Bucket="bucket", Key="named/labels.txt", Body=b"0\tno\n1\tyes\n")
+    file = job.plan({"training": "s3://bucket/named/more.csv"}, {}, "out").training
+    assert examples.read("text", file).class_names == ("no", "yes")  # The names beside the file come along.
     with pytest.raises(UsageError, match="s3://bucket/nothing/: there is no object of this key"):
         quick(training="s3://bucket/nothing/")
 

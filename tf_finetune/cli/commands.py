@@ -206,13 +206,13 @@ def check(flags: argparse.Namespace, rest: Sequence[str]) -> int:
 
 def _bring(flags: argparse.Namespace, *names: str) -> None:
     """Puts copies of this machine in the place of flags that name something in S3; `flags.copies` tells of which."""
-    from tf_finetune import s3, storage
+    from tf_finetune import examples, s3, storage
 
     flags.copies = {}
     for name in names:
         given = getattr(flags, name)
         if s3.is_s3(given):
-            copy = s3.local(given, storage.cache_folder())
+            copy = s3.local(given, storage.cache_folder(), examples.COMPANIONS)
             setattr(flags, name, copy)
             flags.copies[copy] = given
 
