@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 import tf_finetune
-from tests import builders, s3_servers
+from tests import builders, hub_servers, s3_servers
 from tf_finetune import cli, devices, examples, job, pipeline, s3
 from tf_finetune.errors import DataError, ExportError, FinetuneError, UsageError
 
@@ -232,6 +232,9 @@ def test_messages_name_a_channel_as_it_was_given(quick, bucket):
     planned = job.plan({"training": "s3://bucket/texts"}, {}, "out")
     with pytest.raises(DataError, match="^s3://bucket/texts/data.csv line 3: a quote is opened and never closed"):
         pipeline.run(planned)
+    bucket.put_object(Bucket="bucket", Key="m/encoder.tar.gz", Body=hub_servers.packed({"readme": b""}))
+    with pytest.raises(FinetuneError, match="^Backbone s3://bucket/m/encoder.tar.gz: expected one saved_model.pb"):
+        tf_finetune.train("s3://bucket/data/photos", "out", "n", model="s3://bucket/m/encoder.tar.gz", cache_dir="none")
     bucket.put_object(Bucket="bucket", Key="named/more.csv", Body=b"0,bad\n1,good\n")
     bucket.put_object(Bucket="bucket", Key="named/labels.txt", Body=b"0\tno\n1\tyes\n")
     file = job.plan({"training": "s3://bucket/named/more.csv"}, {}, "out").training

@@ -79,6 +79,12 @@ class Job:
         return {channel: folder for channel, folder in held.items() if folder}
 
     @property
+    def copies(self) -> dict[str, Path]:
+        """What messages of the job may name on this machine, by channel; `places` has what the user named."""
+        is_channel = "model" in self.places and self.model_place != self.handle
+        return {**self.folders, **({"model": Path(self.handle)} if is_channel else {})}
+
+    @property
     def model_place(self) -> str:
         """What names the backbone or the earlier result, as the user wrote it where it is a channel in S3."""
         given = self.places.get("model", "")

@@ -126,7 +126,7 @@ def keep_head(planned: Job, model: Classifier, class_names: Sequence[str]) -> No
     added = [name for name in class_names if name not in found.class_names]
     log.info(
         "going on from %s: the head of its %d classes is kept%s",
-        found.name,
+        storage.redacted(planned.model_place),
         len(found.class_names),
         f", new: {listed(added)}" if added else "",
     )
