@@ -82,6 +82,11 @@ def test_a_job_from_s3_to_s3_gives_what_the_local_one_gives(bucket, proxy, photo
     assert packed["report.json"] == content(bucket, f"{prefix}data/report.json")
     assert sorted(f"data/{name}" for name in packed) == whole
     assert not list((tmp_path / "cache/results").rglob("*.tar.gz"))  # Nothing is left on this machine.
+    split = f"s3://bucket/{prefix}data/split.csv"
+    planned = job.plan({"training": photos}, {}, tmp_path / "out", "colours", split=split)
+    assert (planned.split, len(planned.earlier_split)) == (split, 18)
+    with pytest.raises(FinetuneError, match="--split s3://bucket/.*/predictions.csv: expected the columns"):
+        job.plan({"training": photos}, {}, split=split.replace("split.csv", "predictions.csv"))
     answers_from_s3(f"s3://bucket/{prefix}model.tar.gz", photos, capsys)
 
 
@@ -121,6 +126,7 @@ def test_a_second_job_transfers_nothing_and_replaces_the_earlier_result(bucket, 
     assert len([one for one in server.gets() if "data/photos" in one.path]) == 18
     server.requests.clear()
     quick(output_kms_key="alias/mine")
+    assert "the earlier result in s3://bucket/results/n/output/ will be replaced" in caplog.text
     assert not [one for one in server.gets() if "data/photos" in one.path]
     assert "nothing has changed" in caplog.text
     capsys.readouterr()

@@ -46,7 +46,7 @@ class Job:
         feature_cache: Where the features of a frozen backbone are kept between jobs.
         checkpoints: Folder from which a training goes on that was interrupted, or None.
         earlier: The earlier result that the handle names, or None where it names a backbone.
-        split: The split.csv that the user gave back, or None.
+        split: The split.csv that the user gave back, as they named it, or None.
         earlier_split: The side of each digest, as the split.csv has it that the user gave back; None without one.
         places: Where each channel lies, as the user named it: a path, or a location in S3.
         cluster: The hosts that do the job together; None where there is but this one.
@@ -66,7 +66,7 @@ class Job:
     replicas: int | None = None
     feature_cache: Place = Place(None)
     earlier: Earlier | None = None
-    split: Path | None = None
+    split: str | None = None
     earlier_split: Mapping[str, str] | None = None
     checkpoints: Path | None = None
     places: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -133,7 +133,7 @@ def plan(
         cache_dir: Where features are kept, "none" for nowhere; None for the cache folder.
         feature_folder: On SageMaker the folder for features where no other was named.
         checkpoints: Folder from which a training goes on that was interrupted.
-        split: The split.csv of an earlier job, whose examples stay where they were.
+        split: The split.csv of an earlier job, here or in S3, whose examples stay where they were.
         output_kms_key: With which S3 encrypts the results.
         region: The job's Region on SageMaker, in which all buckets must be; None for buckets anywhere.
         progress: Is called with a stage, objects done and objects in all, while channels are fetched.
@@ -183,7 +183,7 @@ def plan(
         replicas=replicas,
         feature_cache=kept,
         earlier=known.earlier,
-        split=Path(split) if split else None,
+        split=os.fspath(split) if split else None,
         earlier_split=earlier_split,
         checkpoints=Path(checkpoints).absolute() if checkpoints else None,
         places=places or {},
@@ -282,7 +282,9 @@ def _check_local(places: Mapping[str, str], given: Mapping[str, object]) -> None
 def _earlier_split(file: str | os.PathLike[str], places: Mapping[str, str]) -> dict[str, str]:
     if "validation" in places:
         raise UsageError(f"--split {file}: there is a validation channel, so nothing is split. Give one of the two.")
-    return examples.read_split(Path(file))
+    copy = Path(s3.local(file, storage.cache_folder()))
+    with told_as_given({"split": os.fspath(file)}, {"split": copy}):
+        return examples.read_split(copy)
 
 
 def _name(name: str | None, training: str | None) -> str:

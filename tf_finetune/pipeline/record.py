@@ -66,7 +66,7 @@ def command_of(planned: Job) -> str:
     flag = "backbone" if planned.model_place == planned.handle else "model"
     for name, value in {**chosen, flag: storage.redacted(planned.model_place)}.items():
         words += [f"--{name.replace('_', '-')}", str(value)]
-    words += ["--split", str(planned.split)] if planned.split else []
+    words += ["--split", planned.split] if planned.split else []
     words += ["--checkpoints", str(planned.checkpoints)] if planned.checkpoints else []
     words += ["--replicas", str(planned.replicas)] if planned.replicas else []
     output, key = planned.destination.output, planned.destination.kms_key
