@@ -57,12 +57,11 @@ def train(
     Raises:
         tf_finetune.errors.FinetuneError: Something the caller can mend; its text says how. Nothing is written then.
     """
-    from tf_finetune import environment, job
-    from tf_finetune.hosts import meeting
+    from tf_finetune import environment, hosts, job
 
     place = environment.read()
     channels = {"training": training, "validation": validation, "test": test, "model": model}
-    with meeting.declining(place.cluster):
+    with hosts.declining(place.cluster):
         planned = job.plan(
             channels,
             hyperparameters,

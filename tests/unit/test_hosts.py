@@ -292,7 +292,7 @@ def test_a_host_that_cannot_take_part_ends_all_at_once_also_those_that_come_late
     cluster = clusters(3, seconds=20.0)
 
     def decline() -> None:
-        with meeting.declining(cluster[broken]):
+        with hosts.declining(cluster[broken]):
             raise DataError("bad/data.csv line 3")
 
     def come(index: int) -> object:
@@ -309,7 +309,7 @@ def test_a_host_that_cannot_take_part_ends_all_at_once_also_those_that_come_late
 
 
 def test_a_host_that_is_alone_declines_nothing():
-    with pytest.raises(DataError), meeting.declining(None):
+    with pytest.raises(DataError), hosts.declining(None):
         raise DataError("bad")
 
 

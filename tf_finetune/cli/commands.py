@@ -29,12 +29,11 @@ def train(flags: argparse.Namespace, rest: Sequence[str]) -> int:
         log.info("%s is ignored: %s", name, reason)
     typed = {channel: getattr(flags, channel) for channel in CHANNELS if getattr(flags, channel)}
     channels: dict[str, Any] = {**place.channels, **typed}
-    from tf_finetune import job, s3
-    from tf_finetune.hosts import meeting
+    from tf_finetune import hosts, job, s3
     from tf_finetune.progress import bars
 
     in_s3 = any(map(s3.is_s3, [*channels.values(), flags.output]))
-    with bars() as progress, meeting.declining(place.cluster):
+    with bars() as progress, hosts.declining(place.cluster):
         planned = job.plan(
             channels,
             given,

@@ -6,10 +6,10 @@ import contextlib
 import logging
 import socket
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
-from tf_finetune.errors import FinetuneError, HostError, listed
+from tf_finetune.errors import HostError, listed
 from tf_finetune.hosts import JOIN_VARIABLE, Cluster
 from tf_finetune.hosts.wire import FAILED, HELLO, MOST_HELLO, Wire
 
@@ -32,22 +32,8 @@ def met(cluster: Cluster, silence: float) -> Wires:
     return _awaited(cluster, until, silence) if cluster.index == 0 else {0: _called(cluster, until, silence)}
 
 
-@contextlib.contextmanager
-def declining(cluster: Cluster | None) -> Iterator[None]:
-    """Has the other hosts know why this one does not come, if the block fails, so that they need not wait for it.
-
-    Args:
-        cluster: The hosts; None for one.
-    """
-    try:
-        yield
-    except FinetuneError as error:
-        if cluster is not None:
-            _decline(cluster, f"{cluster.names[cluster.index]} failed: {error}")
-        raise
-
-
-def _decline(cluster: Cluster, problem: str) -> None:
+def decline(cluster: Cluster, problem: str) -> None:
+    """Tells the other hosts the problem for which this one does not come."""
     log.info("this host cannot take part; the others are told so, for up to %g seconds", DECLINING_SECONDS)
     with contextlib.suppress(OSError, HostError):
         if cluster.index:
