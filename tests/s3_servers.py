@@ -140,6 +140,9 @@ def refusal(status: int, code: str, message: str = "told so", extra: str = "") -
     return status, {"Content-Type": "application/xml"}, text.encode()
 
 
+NO_MORE = "<IsTruncated>false</IsTruncated>"
+
+
 def page(keys: list[tuple[str, int, str]], token: str | None = None) -> Answer:
     """Returns a page of a listing: (key, size, etag) each."""
     contents = "".join(
@@ -147,7 +150,9 @@ def page(keys: list[tuple[str, int, str]], token: str | None = None) -> Answer:
         f"<ETag>&quot;{etag}&quot;</ETag><Size>{size}</Size></Contents>"
         for key, size, etag in keys
     )
-    more = f"<IsTruncated>true</IsTruncated><NextContinuationToken>{token}</NextContinuationToken>" if token else ""
+    more = (
+        f"<IsTruncated>true</IsTruncated><NextContinuationToken>{token}</NextContinuationToken>" if token else NO_MORE
+    )
     text = (
         "<?xml version='1.0'?><ListBucketResult xmlns='http://s3.amazonaws.com/doc/2006-03-01/'>"
         f"<EncodingType>url</EncodingType>{more}{contents}</ListBucketResult>"

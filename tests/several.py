@@ -15,6 +15,16 @@ from typing import NamedTuple
 from tests import builders
 
 TIMEOUT = 300  # Seconds.
+# Has each host train on two logical CPU devices as it would on two GPUs, which TensorFlow takes of itself.
+OF_TWO_DEVICES = """
+from tf_finetune import devices
+import tensorflow as tf
+from tensorflow.python.distribute import collective_all_reduce_strategy as spread
+cpu, = tf.config.list_physical_devices("CPU")
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+spread.CollectiveAllReduceExtended._initialize_local_devices = lambda self, resolver, worker: (
+    tuple(f"{worker}/device:CPU:{number}" for number in range(2)), "CPU")
+"""
 PROGRAM = f"""
 import sys
 {builders.SIGNAL_AFTER}
@@ -24,6 +34,16 @@ if number:
     signal_after(at_step, number)
 from tf_finetune import cli
 cli.run()
+"""
+
+
+# Instead of the command: Python's `train`, whose arguments are the first word, as JSON.
+CALL = """
+import json, logging, sys
+logging.basicConfig(level=logging.INFO, format="%(message)s")
+import tf_finetune
+record = tf_finetune.train(**json.loads(sys.argv[3]))
+logging.info("report of %s", record["job"]["model_artifact"])
 """
 
 
@@ -67,7 +87,13 @@ def tf_config(addresses: Sequence[str], index: int) -> str:
 
 
 def run(
-    arguments: Sequence[str], count: int, signal: Signal | None = None, bases: Sequence[Path] = (), **variables: str
+    arguments: Sequence[str],
+    count: int,
+    signal: Signal | None = None,
+    bases: Sequence[Path] = (),
+    setup: str = "",
+    program: str = PROGRAM,
+    **variables: str,
 ) -> list[Ended]:
     """Runs one command on several hosts at once, until all have ended.
 
@@ -76,6 +102,8 @@ def run(
         count: Of hosts.
         signal: What one of them does to itself.
         bases: For each host what it has instead of /opt/ml.
+        setup: What their Python runs first.
+        program: What it runs then.
         **variables: More of the environment.
     """
     addresses = free_addresses(count)
@@ -87,7 +115,7 @@ def run(
         environment = {**os.environ, "TF_CONFIG": tf_config(addresses, index), **variables}
         if bases:
             environment["SAGEMAKER_BASE_DIR"] = str(bases[index])
-        command = [sys.executable, "-c", PROGRAM, *hit, *arguments]
+        command = [sys.executable, "-c", setup + program, *hit, *arguments]
         processes.append(
             subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         )

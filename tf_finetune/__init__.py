@@ -33,10 +33,16 @@ def train(
 ) -> dict[str, Any]:
     """Trains on class folders or data.csv and writes archive and report; returns what report.json holds.
 
+    What the arguments leave open is as the command has it: on SageMaker results, features and checkpoints go to its
+    folders, and several hosts, which TF_CONFIG or SageMaker names, do one job together: each of them calls this alike,
+    before anything else of TensorFlow runs; the first one writes, and all return the same. When one of them is lost,
+    the processes of the others end.
+
     Args:
         training: Folder, or s3://BUCKET/PREFIX, that holds one folder of photos per class, or data.csv.
-        output: Results go to output/model_name/output/, here or in S3; by default below `results`.
-        model_name: Name of the job; by default that of the training folder.
+        output: Results go to output/model_name/output/, here or in S3; by default below `results`, and on SageMaker
+            to SM_MODEL_DIR and SM_OUTPUT_DATA_DIR.
+        model_name: Name of the job; by default SageMaker's, else that of the training folder.
         validation: Like training; without it a part of training is kept for validation.
         test: Like training; scored once, at the end.
         model: Folder or .tar.gz of a pretrained SavedModel or of an earlier result, instead of the hyperparameter
@@ -51,20 +57,23 @@ def train(
     Raises:
         tf_finetune.errors.FinetuneError: Something the caller can mend; its text says how. Nothing is written then.
     """
-    from tf_finetune import job
+    from tf_finetune import environment, hosts, job
 
+    place = environment.read()
     channels = {"training": training, "validation": validation, "test": test, "model": model}
-    planned = job.plan(
-        channels,
-        hyperparameters,
-        output,
-        model_name,
-        replicas=replicas,
-        cache_dir=cache_dir,
-        split=split,
-        checkpoints=checkpoints,
-        output_kms_key=output_kms_key,
-    )
+    with hosts.declining(place.cluster):
+        planned = job.plan(
+            channels,
+            hyperparameters,
+            output,
+            model_name or place.job_name,
+            replicas=replicas,
+            cache_dir=cache_dir,
+            split=split,
+            checkpoints=checkpoints or environment.checkpoint_folder(place),
+            output_kms_key=output_kms_key,
+            **environment.of_job(place),
+        )
     from tf_finetune import devices, pipeline  # noqa: F401  (devices first: it imports TensorFlow without its noise)
 
     return pipeline.run(planned)

@@ -109,7 +109,7 @@ def over_hosts(cluster: Cluster, replicas: int | None = None) -> tf.distribute.S
         replicas: Number of devices of each; None takes all GPUs, or the CPU.
 
     Raises:
-        UsageError: There are fewer GPUs than replicas, or TensorFlow's port is taken.
+        UsageError: There are fewer GPUs than replicas, TensorFlow's port is taken, or TensorFlow runs already.
     """
     gpus = tf.config.list_physical_devices("GPU")
     if replicas is not None and replicas > max(1, len(gpus)):
@@ -117,7 +117,6 @@ def over_hosts(cluster: Cluster, replicas: int | None = None) -> tf.distribute.S
             f"--replicas {replicas} needs as many GPUs on each of {len(cluster.addresses)} hosts; this one has "
             f"{len(gpus)}. Give at most that, or leave it out."
         )
-    tf.config.set_visible_devices(gpus[:replicas], "GPU")
     resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
         tf.train.ClusterSpec({"worker": list(cluster.addresses)}),
         task_type="worker",
@@ -126,12 +125,18 @@ def over_hosts(cluster: Cluster, replicas: int | None = None) -> tf.distribute.S
     )
     try:
         with without_noise():
+            tf.config.set_visible_devices(gpus[:replicas], "GPU")
             spread = tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
     except tf.errors.OpError as error:
         place = cluster.addresses[cluster.index]
         raise UsageError(
             f"TensorFlow cannot work with the other hosts from {place}: {str(error).splitlines()[0][:300]}. Free that "
             "port, or give another in TF_CONFIG."
+        ) from None
+    except RuntimeError as error:
+        raise UsageError(
+            f"TensorFlow already runs in this process, without the other hosts: {error}. Call tf_finetune.train before "
+            "anything else of TensorFlow runs, or start a new process."
         ) from None
     devices = spread.num_replicas_in_sync
     log.info("training on %d devices of %d hosts: %s", devices, len(cluster.addresses), ", ".join(cluster.names))

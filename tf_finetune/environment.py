@@ -106,6 +106,16 @@ def checkpoint_folder(place: Environment) -> Path | None:
     return place.checkpoint_dir if place.on_sagemaker and place.checkpoint_dir.is_dir() else None
 
 
+def of_job(place: Environment) -> dict[str, Any]:
+    """Returns what a job has of its environment where the user says nothing else, as `job.plan` calls it."""
+    return {
+        "sagemaker_output": (place.model_dir, place.output_data_dir) if place.on_sagemaker else None,
+        "arn": place.job_arn,
+        "feature_folder": feature_folder(place),
+        "cluster": place.cluster,
+    }
+
+
 def failure_file(environ: Mapping[str, str] = os.environ) -> Path | None:
     """Returns the file whose text SageMaker shows as the reason of a failure, or None where there is no such place."""
     base = _base(environ)

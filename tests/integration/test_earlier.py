@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -10,10 +11,11 @@ import numpy as np
 import pytest
 
 import tf_finetune
-from tests import builders
-from tf_finetune import archive, backbone
+from tests import builders, hub_servers
+from tf_finetune import archive, backbone, job
 from tf_finetune.backbone import jumpstart
-from tf_finetune.errors import BackboneError, HyperparameterError
+from tf_finetune.errors import BackboneError, FinetuneError, HyperparameterError
+from tf_finetune.job.earlier import Earlier
 
 import tensorflow as tf  # isort: skip
 
@@ -105,6 +107,46 @@ def test_an_earlier_model_that_is_better_in_validation_stays_as_it_was(first, tm
             == fared["after"]
             == pytest.approx({name: record["metrics"]["validation"][name] for name in ("accuracy", "loss")})
         )
+
+
+def test_a_remote_handle_of_an_earlier_result_is_gone_on_from_as_a_local_one_is(
+    first, tmp_path, without_export, monkeypatch
+):
+    data = photos(tmp_path / "data", *TONES, "white")
+    monkeypatch.setenv("TF_FINETUNE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with hub_servers.running() as server:
+        server.answers["/of/model.tar.gz"] = hub_servers.Answer(body=first.read_bytes())
+        handle = server.url("/of/model.tar.gz?signature=hidden")
+        with pytest.raises(FinetuneError, match="epochs"):
+            job.plan({"training": data}, {"backbone": handle, "epochs": 0}, tmp_path / "out")
+        assert server.asked == []  # What is wrong without it, is told before it is fetched.
+        record = tf_finetune.train(data, tmp_path, "n", backbone=handle, **QUICK)
+        with pytest.raises(HyperparameterError, match="with which the earlier result http://.*/of/model.tar.gz.* was"):
+            job.plan({"training": data}, {"backbone": handle, "pixel_range": "-1,1"}, tmp_path / "out")
+        assert len(server.asked) == 1
+    assert (record["earlier"]["head"], record["earlier"]["added"]) == ("gone on with", ["white"])
+    local = job.plan({"training": data}, {"backbone": str(first)}, tmp_path / "out").earlier
+    assert record["parent_model"]["sha256"] == local.sha256
+    assert "hidden" not in json.dumps(record)
+
+
+def test_an_earlier_result_may_lie_in_s3_or_in_a_mirror(first, tmp_path, monkeypatch, store):
+    data = photos(tmp_path / "data", *TONES, "white")
+    monkeypatch.setenv("TF_FINETUNE_CACHE", str(tmp_path / "cache"))
+
+    def earlier_of(handle: str) -> Earlier:
+        return job.plan({"training": data}, {"backbone": handle}, tmp_path / "out").earlier
+
+    local = earlier_of(str(first))
+    store.put_object(Bucket="bucket", Key="n/output/model.tar.gz", Body=first.read_bytes())
+    store.put_object(Bucket="bucket", Key="n/output/output.tar.gz", Body=b"x")
+    for handle in ("s3://bucket/n/output/model.tar.gz", "s3://bucket/n"):  # The archive, and the job's folder.
+        assert earlier_of(handle) == dataclasses.replace(local, name=handle)
+    unpacked = tmp_path / "mirror" / "host" / "of.tar.gz"
+    archive.unpack(first, unpacked)
+    monkeypatch.setenv("TF_FINETUNE_MIRROR", str(tmp_path / "mirror"))
+    assert earlier_of("https://host/of.tar.gz").class_names == tuple(TONES)
 
 
 def test_a_head_begins_where_the_earlier_one_ended(first, tmp_path, without_export):

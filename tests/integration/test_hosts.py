@@ -14,7 +14,9 @@ import tensorflow as tf
 
 import tf_finetune
 from tests import builders, several
-from tf_finetune import archive
+from tf_finetune import archive, devices, pipeline
+from tf_finetune.errors import UsageError
+from tf_finetune.hosts import Cluster
 
 TOLERANCE = 1e-4
 WITHIN = 60  # Seconds in which all hosts end when one is lost.
@@ -64,7 +66,7 @@ def check_alike(one: Path, other: Path) -> None:
         assert report[count] == report_2[count]
 
 
-def test_three_hosts_train_a_whole_network_as_one_does_and_end_together_when_one_is_lost(
+def test_three_hosts_of_two_devices_train_a_whole_network_as_one_does_and_end_together_when_one_is_lost(
     photos, convolution_backbone, tmp_path
 ):
     alone = tmp_path / "alone"
@@ -76,7 +78,7 @@ def test_three_hosts_train_a_whole_network_as_one_does_and_end_together_when_one
         (base / "input" / "config").mkdir(parents=True)
     given = arguments(photos, convolution_backbone, tmp_path, **WHOLE)
 
-    first = several.run(given, 3, several.Signal(host=2, number=signal.SIGKILL, step=4), bases)
+    first = several.run(given, 3, several.Signal(host=2, number=signal.SIGKILL, step=4), bases, several.OF_TWO_DEVICES)
 
     killed = first[2].seconds
     assert [end.code for end in first] == [1, 1, -signal.SIGKILL], several.told(first)
@@ -88,9 +90,10 @@ def test_three_hosts_train_a_whole_network_as_one_does_and_end_together_when_one
         assert "Traceback" not in end.said
         assert "host 3 of 3, was lost" in (base / "output" / "failure").read_text()
 
-    again = several.run(given, 3)
+    again = several.run(given, 3, setup=several.OF_TWO_DEVICES)
 
     assert [end.code for end in again] == [0, 0, 0], several.told(again)
+    assert "training on 6 devices of 3 hosts" in again[0].said
     assert "going on at step" in again[0].said
     check_alike(alone, tmp_path)
 
@@ -114,8 +117,34 @@ def test_a_job_of_two_hosts_goes_on_where_it_was_when_the_first_was_lost_or_the_
     report = results(tmp_path)[0]
     assert "SIGTERM" in report["ended_early"]
     assert len(report["history"]) == 2
-    last = several.run(given, 2)
+    call = {"training": photos, "output": tmp_path / "out", "model_name": "job", "checkpoints": tmp_path / "kept"}
+    call = {name: str(value) for name, value in {**call, "backbone": backbone, "cache_dir": "none"}.items()}
+    last = several.run([json.dumps({**call, **settings})], 2, program=several.CALL)
 
     assert [end.code for end in last] == [0, 0], several.told(last)
     assert "going on at step" in last[0].said
+    artifact = tmp_path / "out" / "job" / "output" / "model.tar.gz"
+    assert all(f"report of {artifact}" in end.said for end in last)
     check_alike(alone, tmp_path)
+
+
+def test_python_has_from_sagemaker_what_the_command_has(photos, mean_backbone, tmp_path, monkeypatch):
+    (tmp_path / "checkpoints").mkdir()
+    places = {"SAGEMAKER_BASE_DIR": tmp_path, "SM_MODEL_DIR": tmp_path / "m", "SM_OUTPUT_DATA_DIR": tmp_path / "d"}
+    for name, value in {**places, "TRAINING_JOB_NAME": "job-1", "TRAINING_JOB_ARN": "arn:1"}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.delenv("TF_FINETUNE_CACHE")
+    monkeypatch.setattr(pipeline, "run", lambda planned: planned)
+    planned = tf_finetune.train(photos, backbone=mean_backbone)
+    assert (planned.destination.model_dir, planned.destination.data) == (tmp_path / "m", tmp_path / "d")
+    assert (planned.name, planned.arn, planned.cluster) == ("job-1", "arn:1", None)
+    assert planned.checkpoints == tmp_path / "checkpoints"
+    assert planned.feature_cache.folder == tmp_path / "checkpoints" / "features-localhost"
+    monkeypatch.setenv("TF_CONFIG", several.tf_config(["a:1", "b:1"], 1))
+    assert tf_finetune.train(photos, tmp_path / "out", backbone=mean_backbone).cluster.names == ("a", "b")
+
+
+def test_a_process_in_which_tensorflow_runs_already_cannot_be_one_of_several_hosts():
+    tf.constant(1)
+    with pytest.raises(UsageError, match="TensorFlow already runs in this process.*before anything else of TensorFlow"):
+        devices.over_hosts(Cluster(tuple(several.free_addresses(2)), 0))

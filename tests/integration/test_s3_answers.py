@@ -199,6 +199,13 @@ def test_an_upload_is_made_again_when_its_connections_break(serve, tmp_path):
     assert [request.path for request in server.requests] == ["/bucket/up/file"] * 3
 
 
+@pytest.mark.parametrize("action", [s3.fetch, lambda place, folder: s3.check_writable(place), lambda *_: s3.listing()])
+def test_an_endpoint_that_is_no_server_of_s3_is_told(action, serve, tmp_path):
+    server = serve(lambda number, request, body: (200, {"Content-Type": "text/html"}, b"<html><p>Sign in</p></html>"))
+    with pytest.raises(FinetuneError, match=f"{server.url} answers, but not as S3 does.*Check AWS_ENDPOINT_URL"):
+        action("s3://bucket/data", tmp_path / "data")
+
+
 def test_an_endpoint_that_is_no_url_is_told(tmp_path, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "not a url")
     with pytest.raises(UsageError, match="Check AWS_ENDPOINT_URL"):

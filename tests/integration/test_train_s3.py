@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 import tf_finetune
-from tests import builders, s3_servers
-from tf_finetune import cli, devices, job, pipeline, s3
+from tests import builders, hub_servers, s3_servers
+from tf_finetune import cli, devices, examples, job, pipeline, s3
 from tf_finetune.errors import DataError, ExportError, FinetuneError, UsageError
 
 SETTINGS = {"epochs": 2, "learning_rate": 0.5, "optimizer": "sgd", "batch_size": 8, "validation_split_ratio": 0.25}
@@ -82,6 +82,11 @@ def test_a_job_from_s3_to_s3_gives_what_the_local_one_gives(bucket, proxy, photo
     assert packed["report.json"] == content(bucket, f"{prefix}data/report.json")
     assert sorted(f"data/{name}" for name in packed) == whole
     assert not list((tmp_path / "cache/results").rglob("*.tar.gz"))  # Nothing is left on this machine.
+    split = f"s3://bucket/{prefix}data/split.csv"
+    planned = job.plan({"training": photos}, {}, tmp_path / "out", "colours", split=split)
+    assert (planned.split, len(planned.earlier_split)) == (split, 18)
+    with pytest.raises(FinetuneError, match="--split s3://bucket/.*/predictions.csv: expected the columns"):
+        job.plan({"training": photos}, {}, split=split.replace("split.csv", "predictions.csv"))
     answers_from_s3(f"s3://bucket/{prefix}model.tar.gz", photos, capsys)
 
 
@@ -95,6 +100,10 @@ def answers_from_s3(archive: str, photos: Path, capsys) -> None:
     assert json.loads(capsys.readouterr().out)["accuracy"] == 1.0
     assert cli.main(["check", "s3://bucket/data/photos", "--json"]) == 3
     assert json.loads(capsys.readouterr().out)["findings"]  # The photos are small.
+    assert cli.main(["check", "s3://bucket/data/photos/cyan"]) == 1
+    assert "training channel s3://bucket/data/photos/cyan has no class folders" in capsys.readouterr().err
+    assert cli.main(["predict", archive, "s3://bucket/data/photos/cyan/0.png"]) == 1
+    assert "Expected a file or folder on this machine; received s3://bucket" in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -117,6 +126,7 @@ def test_a_second_job_transfers_nothing_and_replaces_the_earlier_result(bucket, 
     assert len([one for one in server.gets() if "data/photos" in one.path]) == 18
     server.requests.clear()
     quick(output_kms_key="alias/mine")
+    assert "the earlier result in s3://bucket/results/n/output/ will be replaced" in caplog.text
     assert not [one for one in server.gets() if "data/photos" in one.path]
     assert "nothing has changed" in caplog.text
     capsys.readouterr()
@@ -169,6 +179,9 @@ def test_a_result_that_s3_does_not_take_lies_whole_on_this_machine(quick, bucket
             "--output s3://bucket/: results in s3://bucket/data/output/ would lie inside the channel s3://bucket/data ",
         ),
         ({"checkpoints": "s3://bucket/c"}, UsageError, "--checkpoints: expected a folder on this machine"),
+        ({"backbone": "nowhere", "epochs": 0}, FinetuneError, "epochs: .* backbone nowhere is neither a folder"),
+        ({"validation": "nowhere"}, UsageError, "validation channel nowhere: there is no such file or folder"),
+        ({"split": "nowhere.csv"}, FinetuneError, "nowhere.csv"),
     ],
 )
 def test_what_is_wrong_without_looking_is_told_before_anything_is_asked(quick, proxy, given, error, message):
@@ -225,6 +238,13 @@ def test_messages_name_a_channel_as_it_was_given(quick, bucket):
     planned = job.plan({"training": "s3://bucket/texts"}, {}, "out")
     with pytest.raises(DataError, match="^s3://bucket/texts/data.csv line 3: a quote is opened and never closed"):
         pipeline.run(planned)
+    bucket.put_object(Bucket="bucket", Key="m/encoder.tar.gz", Body=hub_servers.packed({"readme": b""}))
+    with pytest.raises(FinetuneError, match="^Backbone s3://bucket/m/encoder.tar.gz: expected one saved_model.pb"):
+        tf_finetune.train("s3://bucket/data/photos", "out", "n", model="s3://bucket/m/encoder.tar.gz", cache_dir="none")
+    bucket.put_object(Bucket="bucket", Key="named/more.csv", Body=b"0,bad\n1,good\n")
+    bucket.put_object(Bucket="bucket", Key="named/labels.txt", Body=b"0\tno\n1\tyes\n")
+    file = job.plan({"training": "s3://bucket/named/more.csv"}, {}, "out").training
+    assert examples.read("text", file).class_names == ("no", "yes")  # The names beside the file come along.
     with pytest.raises(UsageError, match="s3://bucket/nothing/: there is no object of this key"):
         quick(training="s3://bucket/nothing/")
 

@@ -62,9 +62,9 @@ def test_an_earlier_result_may_be_packed_and_lie_in_a_channel_or_a_jobs_output(e
 
 def test_what_an_earlier_result_is_called_by_is_its_content(elsewhere):  # noqa: F811
     one, other = ours(elsewhere / "one"), ours(elsewhere / "other")
-    assert earlier.find(one).sha256 == earlier.find(other).sha256
+    assert earlier.find(one, "x").sha256 == earlier.find(other, "x").sha256
     (other / "1" / "variables" / "variables.index").write_bytes(b"others")
-    assert earlier.find(one).sha256 != earlier.find(other).sha256
+    assert earlier.find(one, "x").sha256 != earlier.find(other, "x").sha256
 
 
 @pytest.mark.parametrize(
@@ -79,13 +79,13 @@ def test_what_an_earlier_result_is_called_by_is_its_content(elsewhere):  # noqa:
     ],
 )
 def test_jumpstarts_layout_is_known_by_its_files(elsewhere, files, class_names):  # noqa: F811
-    found = earlier.find(write_files(elsewhere / "body", {**MODEL, **files}))
+    found = earlier.find(write_files(elsewhere / "body", {**MODEL, **files}), "x")
     assert (found.layout, found.class_names, found.has_head) == ("JumpStart", class_names, bool(class_names))
 
 
 def test_a_plain_saved_model_is_no_earlier_result(elsewhere):  # noqa: F811
-    assert earlier.find(write_files(elsewhere / "body", {**MODEL, **coded(other={"a": 1})})) is None
-    assert earlier.find(write_files(elsewhere / "no", coded(labels_info={"labels": ["a", "b"]}))) is None
+    assert earlier.find(write_files(elsewhere / "body", {**MODEL, **coded(other={"a": 1})}), "x") is None
+    assert earlier.find(write_files(elsewhere / "no", coded(labels_info={"labels": ["a", "b"]})), "x") is None
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_a_channel_for_validation_may_have_the_earlier_classes(elsewhere):  # no
     ],
 )
 def test_the_classes_of_both_are_in_one_order(old, new, both):
-    found = earlier.Earlier(Path(), earlier.OURS, "image", old, "")
+    found = earlier.Earlier("x", earlier.OURS, "image", old, "")
     assert earlier.union(found, new) == both
     assert earlier.union(None, new) == new
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import socket
 import threading
@@ -14,7 +15,7 @@ import pytest
 
 from tests import several
 from tf_finetune import environment, hosts
-from tf_finetune.errors import HostError, UsageError
+from tf_finetune.errors import DataError, HostError, UsageError
 from tf_finetune.hosts import Cluster, meeting, team
 from tf_finetune.hosts.wire import HELLO, Wire
 
@@ -284,6 +285,32 @@ def test_hosts_that_are_told_different_things_are_refused(change, said):
         lambda: meeting.met(one, 20), lambda: meeting.met(two, 20), lambda: (time.sleep(1.5), meeting.met(strange, 20))
     )
     assert all(said in str(error) for error in failed), failed
+
+
+@pytest.mark.parametrize("broken", [0, 2])
+def test_a_host_that_cannot_take_part_ends_all_at_once_also_those_that_come_later(broken):
+    cluster = clusters(3, seconds=20.0)
+
+    def decline() -> None:
+        with hosts.declining(cluster[broken]):
+            raise DataError("bad/data.csv line 3")
+
+    def come(index: int) -> object:
+        time.sleep(0.5 * index)
+        return meeting.met(cluster[index], 20)
+
+    began = time.monotonic()
+    actions = [decline if index == broken else functools.partial(come, index) for index in range(3)]
+    for index, failed in enumerate(together(*actions)):
+        name = cluster[0].names[broken]
+        said = "bad/data.csv line 3" if index == broken else f"{name} failed: bad/data.csv line 3"
+        assert str(failed) == said
+    assert time.monotonic() - began < 5
+
+
+def test_a_host_that_is_alone_declines_nothing():
+    with pytest.raises(DataError), hosts.declining(None):
+        raise DataError("bad")
 
 
 def test_jobs_with_other_settings_are_refused_on_all_hosts():

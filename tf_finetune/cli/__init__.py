@@ -27,6 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     in_job = arguments[:1] == ["train"]
     interruption.install()
+    flags = None
     try:
         flags, rest = parser.make().parse_known_args(tied(environment.without_toolkit_arguments(arguments)))
         _start_log()
@@ -34,7 +35,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise UsageError(f"unrecognized arguments: {' '.join(rest)}. See `tf-finetune {flags.command} --help`.")
         return int(flags.run(flags, rest) or 0)
     except FinetuneError as error:
-        return _failed(str(error), 1, in_job)
+        message = str(error)
+        for copy, place in getattr(flags, "copies", {}).items():
+            message = message.replace(copy, place.rstrip("/"))
+        return _failed(message, 1, in_job)
     except KeyboardInterrupt:
         return _failed("Interrupted.", 1, in_job)
     except BrokenPipeError:  # The reader of our output has gone, as `head` does.

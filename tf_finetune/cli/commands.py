@@ -29,28 +29,25 @@ def train(flags: argparse.Namespace, rest: Sequence[str]) -> int:
         log.info("%s is ignored: %s", name, reason)
     typed = {channel: getattr(flags, channel) for channel in CHANNELS if getattr(flags, channel)}
     channels: dict[str, Any] = {**place.channels, **typed}
-    from tf_finetune import job, s3
+    from tf_finetune import hosts, job, s3
     from tf_finetune.progress import bars
 
     in_s3 = any(map(s3.is_s3, [*channels.values(), flags.output]))
-    with bars() as progress:
+    with bars() as progress, hosts.declining(place.cluster):
         planned = job.plan(
             channels,
             given,
             output=flags.output,
             name=flags.model_name or place.job_name,
-            sagemaker_output=(place.model_dir, place.output_data_dir) if place.on_sagemaker else None,
             replicas=arguments.whole_number("--replicas", flags.replicas),
-            arn=place.job_arn,
             cache_dir=flags.cache_dir,
-            feature_folder=environment.feature_folder(place),
             split=flags.split,
             checkpoints=flags.checkpoints or environment.checkpoint_folder(place),
             output_kms_key=flags.output_kms_key,
             region=s3.client.configured_region() if place.on_sagemaker and in_s3 else None,
             progress=progress,
             meanwhile=_import_tensorflow,
-            cluster=place.cluster,
+            **environment.of_job(place),
         )
     if place.cluster and place.cluster.index:
         names, mine = place.cluster.names, place.cluster.index
@@ -103,7 +100,7 @@ def demo(flags: argparse.Namespace, rest: Sequence[str]) -> int:
 
 def predict(flags: argparse.Namespace, rest: Sequence[str]) -> int:
     """Prints an answer for each input, a JSON object a line."""
-    flags.archive = _local(flags.archive)
+    _bring(flags, "archive")
     _check_existence(flags.archive)
     from tf_finetune import examples
 
@@ -124,7 +121,7 @@ def predict(flags: argparse.Namespace, rest: Sequence[str]) -> int:
 
 def evaluate(flags: argparse.Namespace, rest: Sequence[str]) -> int:
     """Prints the figures of an archive on labelled examples."""
-    flags.archive, flags.channel = _local(flags.archive), _local(flags.channel)
+    _bring(flags, "archive", "channel")
     _check_existence(flags.archive, flags.channel)
     from tf_finetune import examples
 
@@ -144,7 +141,7 @@ def serve(flags: argparse.Namespace, rest: Sequence[str]) -> int:
 
     given = {**records.of_environment(), **_limits_of(flags)}
     serving.check_installed()
-    flags.archive = _local(flags.archive)
+    _bring(flags, "archive")
     _check_existence(flags.archive)
     _task_of(flags.archive)
     from tf_finetune import predictor
@@ -163,9 +160,11 @@ def export(flags: argparse.Namespace, rest: Sequence[str]) -> int:
         if getattr(flags, name) is not None:
             raise UsageError(f"--{name.replace('_', '-')} is for --int8. Add --int8, or leave it out.")
     targets.check_format(flags.format, flags.int8, flags.calibration)
-    archive, *channels = (place and _local(place) for place in (flags.archive, flags.calibration, flags.validation))
+    given_archive = flags.archive
+    _bring(flags, "archive", "calibration", "validation")
+    archive, *channels = flags.archive, flags.calibration, flags.validation
     _check_existence(*filter(None, [archive, *channels]))
-    is_copy = archive != flags.archive  # Of S3, in the cache folder: no place for results.
+    is_copy = archive != given_archive  # Of S3, in the cache folder: no place for results.
     output = flags.output
     if output is None and is_copy:
         output = targets.default_output(Path(), flags.format, flags.int8)
@@ -190,8 +189,9 @@ def _limits_of(flags: argparse.Namespace) -> dict[str, Any]:
 
 def check(flags: argparse.Namespace, rest: Sequence[str]) -> int:
     """Prints what is wrong with the data."""
-    given_places = {name: getattr(flags, name) for name in ("training", "validation", "test")}
-    channels = {name: place and _local(place) for name, place in given_places.items()}
+    names = ("training", "validation", "test")
+    _bring(flags, *names)
+    channels = {name: getattr(flags, name) for name in names}
     _check_existence(*filter(None, channels.values()))
     from tf_finetune import checking, feature_cache, storage
 
@@ -203,11 +203,17 @@ def check(flags: argparse.Namespace, rest: Sequence[str]) -> int:
     return code
 
 
-def _local(place: str) -> str:
-    """Returns a place on this machine: the place itself, or the copy of one in S3."""
-    from tf_finetune import s3, storage
+def _bring(flags: argparse.Namespace, *names: str) -> None:
+    """Puts copies of this machine in the place of flags that name something in S3; `flags.copies` tells of which."""
+    from tf_finetune import examples, s3, storage
 
-    return s3.local(place, storage.cache_folder())
+    flags.copies = {}
+    for name in names:
+        given = getattr(flags, name)
+        if s3.is_s3(given):
+            copy = s3.local(given, storage.cache_folder(), examples.COMPANIONS)
+            setattr(flags, name, copy)
+            flags.copies[copy] = given
 
 
 def _answer_in_utf_8() -> None:
@@ -226,6 +232,9 @@ def _task_of(place: str) -> str:
 def _check_existence(*places: str) -> None:
     """Raises UsageError where there is nothing, before the seconds that TensorFlow takes to be imported."""
     missing = [place for place in places if not os.path.exists(place)]
+    remote = [place for place in missing if "://" in place]
+    if remote:
+        raise UsageError(f"Expected a file or folder on this machine; received {listed(remote)}. Fetch it first.")
     if missing:
         raise UsageError(f"There is no such file or folder: {listed(missing)}. Check the path.")
 

@@ -11,7 +11,10 @@ from tf_finetune.examples.manifest import write as write_split
 from tf_finetune.examples.records import TRAINING, VALIDATION, Example, Examples
 from tf_finetune.examples.splitting import LEFT_OUT, split, split_again
 
+COMPANIONS = (texts.NAMES_FILE,)  # Files that belong to a file of examples which is named by itself.
+
 __all__ = [
+    "COMPANIONS",
     "LEFT_OUT",
     "TRAINING",
     "VALIDATION",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from tf_finetune.errors import UsageError, listed
+from tf_finetune.errors import FinetuneError, UsageError, listed
 
 PORT = 8890  # As SageMaker's TensorFlow toolkit has it.
 JOIN_SECONDS = 600.0  # Hosts of one job start some minutes apart.
@@ -75,6 +76,23 @@ def cluster_of(
                 "is computed from them is shared out anyway."
             )
     return dataclasses.replace(found, join_seconds=_join_seconds(environ))
+
+
+@contextlib.contextmanager
+def declining(cluster: Cluster | None) -> Iterator[None]:
+    """Has the other hosts know why this one does not come, if the block fails, so that they need not wait for it.
+
+    Args:
+        cluster: The hosts; None for one.
+    """
+    try:
+        yield
+    except FinetuneError as error:
+        if cluster is not None:
+            from tf_finetune.hosts import meeting  # Only here, for it needs NumPy.
+
+            meeting.decline(cluster, f"{cluster.names[cluster.index]} failed: {error}")
+        raise
 
 
 def _from_tf_config(text: str) -> Cluster | None:

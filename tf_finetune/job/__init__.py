@@ -46,7 +46,7 @@ class Job:
         feature_cache: Where the features of a frozen backbone are kept between jobs.
         checkpoints: Folder from which a training goes on that was interrupted, or None.
         earlier: The earlier result that the handle names, or None where it names a backbone.
-        split: The split.csv that the user gave back, or None.
+        split: The split.csv that the user gave back, as they named it, or None.
         earlier_split: The side of each digest, as the split.csv has it that the user gave back; None without one.
         places: Where each channel lies, as the user named it: a path, or a location in S3.
         cluster: The hosts that do the job together; None where there is but this one.
@@ -66,7 +66,7 @@ class Job:
     replicas: int | None = None
     feature_cache: Place = Place(None)
     earlier: Earlier | None = None
-    split: Path | None = None
+    split: str | None = None
     earlier_split: Mapping[str, str] | None = None
     checkpoints: Path | None = None
     places: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -77,6 +77,12 @@ class Job:
         """The folder of each channel on this machine."""
         held = {"training": self.training, "validation": self.validation, "test": self.test}
         return {channel: folder for channel, folder in held.items() if folder}
+
+    @property
+    def copies(self) -> dict[str, Path]:
+        """What messages of the job may name on this machine, by channel; `places` has what the user named."""
+        is_channel = "model" in self.places and self.model_place != self.handle
+        return {**self.folders, **({"model": Path(self.handle)} if is_channel else {})}
 
     @property
     def model_place(self) -> str:
@@ -127,7 +133,7 @@ def plan(
         cache_dir: Where features are kept, "none" for nowhere; None for the cache folder.
         feature_folder: On SageMaker the folder for features where no other was named.
         checkpoints: Folder from which a training goes on that was interrupted.
-        split: The split.csv of an earlier job, whose examples stay where they were.
+        split: The split.csv of an earlier job, here or in S3, whose examples stay where they were.
         output_kms_key: With which S3 encrypts the results.
         region: The job's Region on SageMaker, in which all buckets must be; None for buckets anywhere.
         progress: Is called with a stage, objects done and objects in all, while channels are fetched.
@@ -149,16 +155,17 @@ def plan(
         problems.append(UsageError(f"--replicas: expected an integer of 1 or more; received {replicas}"))
     kept = tried(lambda: feature_cache.place(cache_dir, feature_folder, storage.cache_folder()))
     is_remote = any(map(s3.is_s3, (places or {}).values()))
+    earlier_split = tried(lambda: _earlier_split(split, places or {})) if split else None
     if is_remote:
         tried(lambda: hyperparameters.parse(given))
+        tried(lambda: _check_local(places or {}, given))
     if destination and not problems:
         tried(lambda: check_remote(destination, region))
     if is_remote and problems:  # Told before anything is fetched.
         raise combined(problems)
     folders = brought(places or {}, storage.cache_folder(), region, progress, meanwhile)
     with told_as_given(places or {}, folders):
-        known = _understood(folders, given, tried, is_complete=places is not None)
-        earlier_split = tried(lambda: _earlier_split(split, folders)) if split else None
+        known = _understood(folders, given, tried, lambda: not problems, is_complete=places is not None)
         if problems or known is None or destination is None or name is None or kept is None:
             raise combined(problems)
     return Job(
@@ -176,7 +183,7 @@ def plan(
         replicas=replicas,
         feature_cache=kept,
         earlier=known.earlier,
-        split=Path(split) if split else None,
+        split=os.fspath(split) if split else None,
         earlier_split=earlier_split,
         checkpoints=Path(checkpoints).absolute() if checkpoints else None,
         places=places or {},
@@ -200,6 +207,7 @@ def _understood(
     folders: Mapping[str, Path],
     given: Mapping[str, object],
     tried: Callable[[Callable[[], Any]], Any],
+    is_well: Callable[[], bool],
     is_complete: bool,
 ) -> _Understood | None:
     """Returns what the data and the hyperparameters say, or None where something is wrong with them.
@@ -208,6 +216,7 @@ def _understood(
         folders: Of each channel.
         given: As `plan` takes it.
         tried: Collects what is wrong; what cannot be told is None.
+        is_well: Whether nothing is wrong so far, so that a remote backbone may be fetched.
         is_complete: Whether these are all channels, so that one that is missing is told.
     """
     task = tried(lambda: _task(folders)) if folders or is_complete else None
@@ -216,7 +225,7 @@ def _understood(
     asked = _of_backbone(given)
     handle = tried(lambda: backbones.handle_of(hyperparameters.parse(asked), folders.get("model"), task or "image"))
     card = tried(lambda: backbones.card_of(handle, task)) if handle else None
-    going_on = tried(lambda: backbones.earlier_of(handle)) if handle else None
+    going_on = tried(lambda: backbones.earlier_of(handle, task or "image", is_well())) if handle else None
     kept = going_on if (values or {}).get(earlier.REINITIALIZE) != "True" else None
     if handle and values is not None:
         tried(lambda: earlier.check(going_on, handle, task, values))
@@ -260,10 +269,22 @@ def _task(folders: Mapping[str, Path]) -> str:
     return examples.task_of(folders["training"])
 
 
-def _earlier_split(file: str | os.PathLike[str], folders: Mapping[str, Path]) -> dict[str, str]:
-    if "validation" in folders:
+def _check_local(places: Mapping[str, str], given: Mapping[str, object]) -> None:
+    """Looks at what needs nothing of what lies in S3, so that it is told before that is fetched."""
+    for channel, place in places.items():
+        if not s3.is_s3(place) and not os.path.exists(place):
+            raise UsageError(f"{channel} channel {place}: there is no such file or folder. Check the path.")
+    named = _of_backbone(given)
+    if named:
+        backbones.handle_of(hyperparameters.parse(named), None, "image")
+
+
+def _earlier_split(file: str | os.PathLike[str], places: Mapping[str, str]) -> dict[str, str]:
+    if "validation" in places:
         raise UsageError(f"--split {file}: there is a validation channel, so nothing is split. Give one of the two.")
-    return examples.read_split(Path(file))
+    copy = Path(s3.local(file, storage.cache_folder()))
+    with told_as_given({"split": os.fspath(file)}, {"split": copy}):
+        return examples.read_split(copy)
 
 
 def _name(name: str | None, training: str | None) -> str:

@@ -25,7 +25,7 @@ def handle_of(values: Mapping[str, Any], model_channel: Path | None, task: str) 
         handle = str(values.get("backbone", default))
         if not _named_card(handle) and os.path.isdir(storage.expanded(handle)):
             folder = Path(storage.expanded(handle))
-            found = earlier.locate(folder)
+            found = storage.locate(folder)
             handle = handle if found in (None, folder) else str(found)
     else:
         handle = str(_in_model_channel(model_channel))
@@ -36,15 +36,27 @@ def handle_of(values: Mapping[str, Any], model_channel: Path | None, task: str) 
     return handle
 
 
-def earlier_of(handle: str) -> Earlier | None:
+def earlier_of(handle: str, task: str, may_fetch: bool) -> Earlier | None:
     """Returns the earlier result that a handle names, or None where it names anything else.
 
+    Args:
+        handle: Names the backbone.
+        task: Of the training channel.
+        may_fetch: Whether a remote archive or folder, which the job will need in any case, is fetched to see. What is
+            on a hub is taken for a backbone.
+
     Raises:
-        BackboneError: It is a broken one.
+        BackboneError: It is a broken one, or cannot be fetched.
     """
-    if _named_card(handle) or "://" in handle or not storage.handles.exists(handle):
+    if _named_card(handle):
         return None
-    return earlier.find(Path(storage.expanded(handle)))
+    kind = storage.handles.parse(handle).kind
+    if kind == "local":
+        return earlier.find(Path(storage.expanded(handle)), handle)
+    if kind not in ("archive", "s3") or not may_fetch:
+        return None
+    fetched = storage.resolve_whole(handle, storage.cache_folder(), task)
+    return earlier.find(fetched.folder, storage.redacted(handle), fetched.archive_sha256)
 
 
 def card_of(handle: str, task: str | None) -> catalog.Card | None:
@@ -70,7 +82,7 @@ def _named_card(handle: str) -> catalog.Card | None:
 
 def _in_model_channel(channel: Path) -> Path:
     """Returns the SavedModel's folder or the archive that a model channel holds."""
-    found = earlier.locate(channel)
+    found = storage.locate(channel)
     if found is None:
         raise UsageError(
             f"model channel {channel} should be a SavedModel's folder, or hold one .tar.gz of it or a model.tar.gz; "

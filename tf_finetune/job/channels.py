@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from tf_finetune import catalog, s3
+from tf_finetune import catalog, examples, s3
 from tf_finetune.errors import FinetuneError, UsageError, collector, combined
 from tf_finetune.s3.default_data import DEFAULT, default_channel
 
@@ -70,7 +70,7 @@ def brought(
         FinetuneError: All that went wrong, in one message.
     """
     started = {
-        channel: s3.start_mirror(place, cache, region, _named(progress, channel))
+        channel: s3.start_mirror(place, cache, region, _named(progress, channel), examples.COMPANIONS)
         for channel, place in places.items()
         if s3.is_s3(place)
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import logging
 import os
 import tempfile
 from collections.abc import Iterable
@@ -11,6 +12,8 @@ from pathlib import Path
 
 from tf_finetune import s3, storage
 from tf_finetune.errors import FinetuneError, UsageError, listed
+
+log = logging.getLogger(__name__)
 
 DEFAULT_OUTPUT = "results"
 
@@ -138,6 +141,8 @@ def check_remote(destination: Destination, region: str | None = None) -> None:
             f"--output {destination.output}: {where} holds something else than an earlier result: {listed(names)}. "
             "Give another --output or --model-name."
         )
+    if keys:
+        log.info("the earlier result in %s will be replaced", where)
 
 
 def check_checkpoints(folder: str | os.PathLike[str] | None) -> None:

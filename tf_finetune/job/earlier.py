@@ -17,7 +17,6 @@ from tf_finetune.errors import BackboneError, ExportError, HyperparameterError, 
 from tf_finetune.hyperparameters import Hyperparameters
 
 OURS, JUMPSTART = "tf_finetune", "JumpStart"
-ARCHIVE = "model.tar.gz"
 LABELS, INDICES = "labels_info.json", "class_label_to_prediction_index.json"
 INFO_KEYS = frozenset({"finetuned", "pixel_scaling_method", "output_key"})  # Any of them marks JumpStart's model info.
 # What an earlier result was trained with, and so is gone on with.
@@ -30,7 +29,7 @@ class Earlier:
     """An earlier result.
 
     Attributes:
-        place: Its archive, or the folder that it was unpacked to.
+        name: What messages call it: where its archive is, or the folder that it was unpacked to.
         layout: OURS or JUMPSTART.
         task: "image" or "text".
         class_names: In the order of its head's units; empty where it has no head that could be kept.
@@ -44,7 +43,7 @@ class Earlier:
         validation: Its own accuracy and loss in validation, where they are known.
     """
 
-    place: Path
+    name: str
     layout: str
     task: str
     class_names: tuple[str, ...]
@@ -63,20 +62,13 @@ class Earlier:
         return bool(self.class_names)
 
 
-def locate(place: Path) -> Path | None:
-    """Returns the archive or the SavedModel's folder that a file, channel or job's output folder stands for, if any."""
-    if place.is_file() or _holds_model(place):
-        return place
-    for folder in (place, place / "output"):
-        archives = [file for file in sorted(folder.glob("*")) if file.name.endswith(storage.ARCHIVE_SUFFIXES)]
-        named = [file for file in archives if file.name == ARCHIVE]
-        if len(named or archives) == 1:
-            return (named or archives)[0]
-    return None
-
-
-def find(place: Path) -> Earlier | None:
+def find(place: Path, name: str, sha256: str | None = None) -> Earlier | None:
     """Returns the earlier result that an archive or a folder is, or None where it is none.
+
+    Args:
+        place: It.
+        name: As messages call it.
+        sha256: Of the archive that a folder was unpacked from, where it is known.
 
     Raises:
         BackboneError: It is one whose description is broken, or of a newer format.
@@ -89,13 +81,13 @@ def find(place: Path) -> Earlier | None:
         return None
     try:
         if archive.DESCRIPTION in files:
-            return _of_ours(place, _json(files[archive.DESCRIPTION]))
+            return _of_ours(name, sha256 or _sha256(place), _json(files[archive.DESCRIPTION]))
         info = next(filter(None, map(_info, files.values())), {})
         if info or LABELS in files or INDICES in files:
-            return _of_jumpstart(place, info, files)
+            return _of_jumpstart(name, sha256 or _sha256(place), info, files)
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError, HyperparameterError):
         raise BackboneError(
-            f"{place} holds an earlier result whose JSON files are broken: expected class names and what tf_finetune "
+            f"{name} holds an earlier result whose JSON files are broken: expected class names and what tf_finetune "
             "or JumpStart writes beside 1/saved_model.pb. Fetch it anew, or give the SavedModel alone, in 1/."
         ) from None
     return None
@@ -123,21 +115,21 @@ def check(found: Earlier | None, handle: str, task: str | None, given: Mapping[s
     if task and found.task != task:
         takes, holds = hyperparameters.PLURALS[found.task], hyperparameters.PLURALS[task]
         raise UsageError(
-            f"the earlier result {found.place} takes {takes}, but the training channel holds {holds}. Give one that "
+            f"the earlier result {found.name} takes {takes}, but the training channel holds {holds}. Give one that "
             f"takes {holds}."
         )
     known = {**found.preprocessing, **_as_text(found.pixel_range)}
     for name in FIXED:
         if name in given and name in known and not _same(given[name], known[name]):
             raise HyperparameterError(
-                f"{name}: expected {known[name]}, with which the earlier result {found.place} was trained; received "
+                f"{name}: expected {known[name]}, with which the earlier result {found.name} was trained; received "
                 f"{given[name]}. Leave it out, or begin with a backbone instead."
             )
     if given.get("preprocessor"):
-        raise HyperparameterError(f"preprocessor: the earlier result {found.place} has its own. Leave it out.")
+        raise HyperparameterError(f"preprocessor: the earlier result {found.name} has its own. Leave it out.")
     if found.layout == JUMPSTART and given.get("train_only_top_layer") is False:
         raise HyperparameterError(
-            f"train_only_top_layer=False: the model in JumpStart's layout, {found.place}, can only be used frozen: its "
+            f"train_only_top_layer=False: the model in JumpStart's layout, {found.name}, can only be used frozen: its "
             "graph has no training mode. Set train_only_top_layer=True, or begin with a backbone."
         )
 
@@ -182,11 +174,11 @@ def union(found: Earlier | None, class_names: Sequence[str]) -> tuple[str, ...]:
     return tuple(sorted({*old, *new}, key=int if all(map(_is_integer, {*old, *new})) else str))
 
 
-def _of_ours(place: Path, told: Mapping[str, Any]) -> Earlier:
+def _of_ours(name: str, sha256: str, told: Mapping[str, Any]) -> Earlier:
     version = told["format_version"]
     if version not in archive.FORMATS:
         raise BackboneError(
-            f"{place} has format {version}; this tf_finetune goes on from {archive.FORMATS[-1]}. Install a newer one."
+            f"{name} has format {version}; this tf_finetune goes on from {archive.FORMATS[-1]}. Install a newer one."
         )
     task = told["task"]
     if task not in hyperparameters.PLURALS:
@@ -197,11 +189,11 @@ def _of_ours(place: Path, told: Mapping[str, Any]) -> Earlier:
     if not set(prepared) <= set(FIXED):
         raise ValueError(prepared)
     return Earlier(
-        place=place,
+        name=name,
         layout=OURS,
         task=task,
         class_names=_names(told["class_names"]),
-        sha256=_sha256(place),
+        sha256=sha256,
         is_binary=bool(told["binary_mode"]),
         backbone=str(told["backbone"]),
         preprocessing=hyperparameters.parse(prepared, task),
@@ -211,7 +203,7 @@ def _of_ours(place: Path, told: Mapping[str, Any]) -> Earlier:
     )
 
 
-def _of_jumpstart(place: Path, info: Mapping[str, Any], files: Mapping[str, bytes]) -> Earlier:
+def _of_jumpstart(name: str, sha256: str, info: Mapping[str, Any], files: Mapping[str, bytes]) -> Earlier:
     names: tuple[str, ...] = ()
     if str(info.get("finetuned", True)).lower() == "true":
         if LABELS in files:
@@ -221,7 +213,7 @@ def _of_jumpstart(place: Path, info: Mapping[str, Any], files: Mapping[str, byte
             names = _names(sorted(indices, key=lambda name: indices[name]))
             if sorted(indices.values()) != list(range(len(names))):
                 raise ValueError(indices)
-    return Earlier(place, JUMPSTART, "image", names, _sha256(place), output_key=str(info.get("output_key") or ""))
+    return Earlier(name, JUMPSTART, "image", names, sha256, output_key=str(info.get("output_key") or ""))
 
 
 def _names(given: Any) -> tuple[str, ...]:
@@ -256,10 +248,6 @@ def _sha256(place: Path) -> str:
 
 def _is_of_model(file: Path) -> bool:
     return len(file.parts) > 1 and file.parts[0] != "code" or file.suffix in (".json", ".pb")
-
-
-def _holds_model(folder: Path) -> bool:
-    return any(folder.glob("saved_model.pb*")) or any(folder.glob("*/saved_model.pb*"))
 
 
 def _as_text(pixel_range: tuple[float, float] | None) -> dict[str, str]:

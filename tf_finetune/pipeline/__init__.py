@@ -58,7 +58,7 @@ def run(
         FinetuneError: Something the user can mend. Nothing is written then.
     """
     with (
-        job.told_as_given(planned.places, planned.folders),
+        job.told_as_given(planned.places, planned.copies),
         tempfile.TemporaryDirectory(prefix="tf-finetune-") as scratch,
         joined(planned.cluster, together.ending(ended, scratch), together.settings_of(planned)) as team,
         together.explaining_losses(team),

@@ -70,7 +70,7 @@ def ready(planned: Job, folder: Path) -> tuple[Path, Hyperparameters]:
         return folder, settings
     if settings.pixel_range and tuple(map(float, settings.pixel_range.split(","))) != known:
         raise HyperparameterError(
-            f"pixel_range: the earlier result {found.place} takes {known[0]:g},{known[1]:g}; received "
+            f"pixel_range: the earlier result {found.name} takes {known[0]:g},{known[1]:g}; received "
             f"{settings.pixel_range}. Leave it out."
         )
     return folder, settings.model_copy(update={"pixel_range": f"{known[0]!r},{known[1]!r}"})
@@ -114,7 +114,7 @@ def keep_head(planned: Job, model: Classifier, class_names: Sequence[str]) -> No
     if head is None or head.kernel.shape != (size, units) or head.bias.shape != (units,):
         shape = "none" if head is None else f"{head.kernel.shape[0]} features and {len(head.bias)} units"
         raise BackboneError(
-            f"the earlier result {found.place} is damaged: expected a head of {size} features and {units} units, for "
+            f"the earlier result {found.name} is damaged: expected a head of {size} features and {units} units, for "
             f"{len(found.class_names)} classes; received {shape}. Fetch it anew."
         )
     if not planned.keeps_head:
@@ -126,7 +126,7 @@ def keep_head(planned: Job, model: Classifier, class_names: Sequence[str]) -> No
     added = [name for name in class_names if name not in found.class_names]
     log.info(
         "going on from %s: the head of its %d classes is kept%s",
-        found.place,
+        storage.redacted(planned.model_place),
         len(found.class_names),
         f", new: {listed(added)}" if added else "",
     )
@@ -217,7 +217,7 @@ def describe(
     return {
         "parent_model": {
             "layout": found.layout,
-            "place": planned.model_place,
+            "place": storage.redacted(planned.model_place),
             "sha256": found.sha256,
             "backbone": found.backbone or None,
             "class_names": list(found.class_names),

@@ -38,7 +38,7 @@ def describe(
         "warnings": warnings,
         "command": command_of(planned),
         "job": {
-            "parent_model": planned.model_place if planned.earlier else planned.backbone,
+            "parent_model": storage.redacted(planned.model_place) if planned.earlier else planned.backbone,
             "name": planned.name,
             "arn": planned.arn,
             "training_seconds": None,
@@ -66,7 +66,7 @@ def command_of(planned: Job) -> str:
     flag = "backbone" if planned.model_place == planned.handle else "model"
     for name, value in {**chosen, flag: storage.redacted(planned.model_place)}.items():
         words += [f"--{name.replace('_', '-')}", str(value)]
-    words += ["--split", str(planned.split)] if planned.split else []
+    words += ["--split", planned.split] if planned.split else []
     words += ["--checkpoints", str(planned.checkpoints)] if planned.checkpoints else []
     words += ["--replicas", str(planned.replicas)] if planned.replicas else []
     output, key = planned.destination.output, planned.destination.kms_key

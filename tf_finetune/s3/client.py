@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import logging
 import os
@@ -20,6 +21,13 @@ log = logging.getLogger(__name__)
 WORKERS = 16  # Requests at once. Python can make no more than some 700 a second, which these suffice for at 20 ms each.
 ATTEMPTS = 5  # Of botocore for one request, the waits doubling up to 20 s; AWS_MAX_ATTEMPTS says otherwise.
 ROUNDS = 5  # Of those, for one transfer; also for bodies that break off, which botocore does not try again.
+
+# Of which S3's answer to a request has some in any case.
+SAID: dict[str, set[str]] = {
+    "ListObjectsV2": {"IsTruncated", "Name", "KeyCount", "Contents", "CommonPrefixes"},
+    "ListBuckets": {"Buckets", "Owner"},
+    "CreateMultipartUpload": {"UploadId"},
+}
 
 Result = TypeVar("Result")
 
@@ -78,10 +86,20 @@ def connected(where: Location | None = None, region: str | None = None, workers:
             log.info("no AWS credentials were found: trying without, which public buckets allow")
             config = config.merge(Config(signature_version=botocore.UNSIGNED))
         client = session.client("s3", config=config)
+        client.meta.events.register(
+            "after-call.s3", functools.partial(_check_speaks_s3, where, client.meta.endpoint_url)
+        )
         try:
             yield client
         finally:
             client.close()
+
+
+def _check_speaks_s3(where: Location | None, endpoint: str, parsed: Mapping[str, Any], model: Any, **rest: Any) -> None:
+    """Stops when a success has nothing of what S3 says: a web page, for instance, is taken for an empty answer."""
+    status = parsed.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    if status == 200 and model.name in SAID and not SAID[model.name] & parsed.keys():
+        raise failures.not_s3(where, endpoint)
 
 
 def transfers(client: Any, workers: int = WORKERS) -> Any:

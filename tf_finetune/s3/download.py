@@ -9,7 +9,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -28,18 +28,24 @@ MOST_REFUSED = 1000  # Keys that are remembered for the message.
 SECONDS = 1.0  # Between commits: what a killed process may have to fetch again.
 
 
-def mirror(place: str | Location, cache: Path, region: str | None = None, progress: Progress | None = None) -> Path:
+def mirror(
+    place: str | Location,
+    cache: Path,
+    region: str | None = None,
+    progress: Progress | None = None,
+    beside: Sequence[str] = (),
+) -> Path:
     """Returns the local copy of a location, kept below the cache folder and brought up to date; see `fetch`.
 
     The copy is called as the last part of the location is, so a job on it gets the same name.
     """
     where = parse(place)
-    return fetch(where, _cached(where, cache), region, progress)
+    return fetch(where, _cached(where, cache), region, progress, beside)
 
 
-def local(place: str | os.PathLike[str], cache: Path) -> str:
+def local(place: str | os.PathLike[str], cache: Path, beside: Sequence[str] = ()) -> str:
     """Returns a place of this machine as it is, or the local copy of a location in S3; see `mirror`."""
-    return str(mirror(os.fspath(place), cache)) if is_s3(place) else os.fspath(place)
+    return str(mirror(os.fspath(place), cache, beside=beside)) if is_s3(place) else os.fspath(place)
 
 
 def _cached(where: Location, cache: Path) -> Path:
@@ -48,7 +54,11 @@ def _cached(where: Location, cache: Path) -> Path:
 
 
 def start_mirror(
-    place: str | Location, cache: Path, region: str | None = None, progress: Progress | None = None
+    place: str | Location,
+    cache: Path,
+    region: str | None = None,
+    progress: Progress | None = None,
+    beside: Sequence[str] = (),
 ) -> Future[Path]:
     """Begins `mirror` in a thread of its own, and returns at once; the future's result is what `mirror` returns.
 
@@ -58,7 +68,7 @@ def start_mirror(
 
     def run() -> None:
         try:
-            future.set_result(mirror(where, cache, region, progress))
+            future.set_result(mirror(where, cache, region, progress, beside))
         except BaseException as error:
             future.set_exception(error)
 
@@ -67,7 +77,13 @@ def start_mirror(
     return future
 
 
-def fetch(place: str | Location, folder: Path, region: str | None = None, progress: Progress | None = None) -> Path:
+def fetch(
+    place: str | Location,
+    folder: Path,
+    region: str | None = None,
+    progress: Progress | None = None,
+    beside: Sequence[str] = (),
+) -> Path:
     """Makes a folder mirror a prefix, and returns it; of the location of one object, returns the file in the folder.
 
     Files are written aside and renamed when whole. What lies there as it was fetched before is not transferred again;
@@ -78,6 +94,7 @@ def fetch(place: str | Location, folder: Path, region: str | None = None, progre
         folder: Where to; new, empty, or of an earlier fetch of the same location.
         region: The job's Region, in which the bucket must then be; None for a bucket anywhere.
         progress: Is called with a stage, objects done and objects in all.
+        beside: Names of files that belong to a file; of one object's location those that lie beside it come along.
 
     Raises:
         FinetuneError: What is wrong, in one message: location, credentials, Region, network, disk, keys.
@@ -88,7 +105,7 @@ def fetch(place: str | Location, folder: Path, region: str | None = None, progre
             buckets.check(service, where, region)
         single = _single(service, where)
         with manifest.opened(folder, where) as held:
-            _list(service, where, single, held)
+            _list(service, where, [single, *_companions(service, where, beside)] if single else [], held)
             removed = manifest.compare(held)
             _transfer(service, where, single, held, progress)
     if removed:
@@ -114,6 +131,17 @@ def _single(service: Any, where: Location) -> Entry | None:
     return _checked(Entry(where.name, found[0]["Size"], found[0]["ETag"]), where)
 
 
+def _companions(service: Any, where: Location, names: Sequence[str]) -> Iterator[Entry]:
+    """Yields those objects beside another that are there, as far as the credentials tell."""
+    from botocore.exceptions import ClientError
+
+    for name in names:
+        with contextlib.suppress(ClientError):
+            found = _single(service, Location(where.bucket, where.key[: -len(where.name)] + name))
+            if found:
+                yield found
+
+
 def _readable_object(service: Any, where: Location, refusal: Exception) -> Entry:
     from botocore.exceptions import ClientError
 
@@ -131,8 +159,8 @@ def _checked(entry: Entry, where: Location) -> Entry:
     return entry
 
 
-def _list(service: Any, where: Location, single: Entry | None, held: Held) -> None:
-    """Notes all objects in the manifest.
+def _list(service: Any, where: Location, known: Sequence[Entry], held: Held) -> None:
+    """Notes all objects in the manifest: those that are known, else those below the prefix.
 
     Raises:
         DataError: There are none, or keys that cannot become files below the folder.
@@ -140,7 +168,7 @@ def _list(service: Any, where: Location, single: Entry | None, held: Held) -> No
     refused: dict[str, str] = {}
 
     def entries() -> Iterator[Entry]:
-        for entry in [single] if single else listing(service, where):
+        for entry in known or listing(service, where):
             problem = problem_of(entry.path)
             if problem is None:
                 yield entry

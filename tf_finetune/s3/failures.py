@@ -115,6 +115,14 @@ def elsewhere(place: str, bucket_region: str | None, job_region: str | None) -> 
     )
 
 
+def not_s3(where: Location | None, endpoint: str) -> FinetuneError:
+    """Returns the error of an endpoint that answers in another language than S3's."""
+    return FinetuneError(
+        f"{where or 'S3'}: {_without_secrets(endpoint)} answers, but not as S3 does: it may be another service, a "
+        "console, or a login page of the network. Check AWS_ENDPOINT_URL and its port."
+    )
+
+
 def _of_answer(error: Any, place: str, is_anonymous: bool) -> FinetuneError:
     told, answer = error.response.get("Error", {}), error.response.get("ResponseMetadata", {})
     code, message = code_of(error), str(told.get("Message", "no message"))[:200]
@@ -144,6 +152,7 @@ def _of_connection(error: Exception) -> str:
         (exceptions.PartialCredentialsError, f"the AWS credentials are incomplete. {_GIVE_CREDENTIALS}"),
         (exceptions.ProfileNotFound, f"there is no AWS profile {profile!r}. Check AWS_PROFILE and ~/.aws/config."),
         ((exceptions.CredentialRetrievalError, exceptions.TokenRetrievalError), f"{refused} ({name}). {_SIGN_IN}"),
+        (exceptions.InvalidRegionError, f"{error} Check AWS_DEFAULT_REGION, AWS_REGION or the profile's Region."),
         (exceptions.SSOError, f"{refused} ({name}). {_SIGN_IN}"),
         (
             exceptions.SSLError,
@@ -160,6 +169,9 @@ def _of_connection(error: Exception) -> str:
 
 def _endpoint(error: Any) -> str:
     """Returns scheme, host and port only: the rest of a URL may hold what is secret."""
-    url = str(getattr(error, "kwargs", {}).get("endpoint_url", ""))
+    return _without_secrets(str(getattr(error, "kwargs", {}).get("endpoint_url", "")))
+
+
+def _without_secrets(url: str) -> str:
     found = re.match(r"(\w+://)(?:[^/@]*@)?([^/?]+)", url)
     return found[1] + found[2] if found else "the endpoint"

@@ -4,9 +4,9 @@ Whatever is made here is written aside and renamed when whole, so a cache never 
 has a lock beside it, which says what it is by SHA-256, and is used from then on without a network.
 """
 
-from tf_finetune.storage.backbones import check_handle, resolve_backbone
+from tf_finetune.storage.backbones import check_handle, resolve_backbone, resolve_whole
 from tf_finetune.storage.handles import ARCHIVE_SUFFIXES, is_remote
-from tf_finetune.storage.models import content_of
+from tf_finetune.storage.models import content_of, locate
 from tf_finetune.storage.places import cache_folder, expanded, is_whole, redacted, sha256, written_aside
 from tf_finetune.storage.wheels import Wheel, fetch_wheel
 
@@ -20,8 +20,10 @@ __all__ = [
     "fetch_wheel",
     "is_remote",
     "is_whole",
+    "locate",
     "redacted",
     "resolve_backbone",
+    "resolve_whole",
     "sha256",
     "written_aside",
 ]

@@ -16,7 +16,7 @@ from tf_finetune.errors import BackboneError
 from tf_finetune.storage import buckets, downloads, handles, hub, kaggle, locks, mirror, models, places
 from tf_finetune.storage.failures import FetchError, cause_of, unfetched
 from tf_finetune.storage.handles import ARCHIVE_SUFFIXES, Handle, is_archive
-from tf_finetune.storage.locks import Fetched
+from tf_finetune.storage.locks import Fetched, Lock
 
 log = logging.getLogger(__name__)
 
@@ -70,12 +70,27 @@ def resolve_backbone(handle: str, cache: Path, task: str | None = None) -> Path:
     """
     named, cache = handles.parse(handle), cache.absolute()
     if named.kind != "local":
-        return _remote(named, cache / REMOTE, task)
+        return _remote(named, cache / REMOTE, task)[1]
     path = Path(places.expanded(named.text))
     if os.path.isdir(path):
         folder = _local_model(path, named)
         return _demanded(named, folder, None)
     return _from_archive(path, named, cache / "backbones")
+
+
+def resolve_whole(handle: str, cache: Path, task: str | None = None) -> Fetched:
+    """Returns all that came with the SavedModel which a remote handle names, where `resolve_backbone` has only that.
+
+    Args:
+        handle: Names none on this machine.
+        cache: As there.
+        task: As there.
+
+    Raises:
+        FinetuneError: As there.
+    """
+    lock, _ = _remote(handles.parse(handle), cache.absolute() / REMOTE, task)
+    return Fetched(Path(lock.whole), lock.place, lock.archive_sha256)
 
 
 def _check_can_be_had(handle: Handle, task: str | None) -> None:
@@ -134,14 +149,14 @@ def _from_archive(path: Path, handle: Handle, backbones: Path) -> Path:
     return _demanded(handle, _local_model(folder, handle), sha256)
 
 
-def _remote(handle: Handle, entries: Path, task: str | None) -> Path:
-    """Returns the SavedModel of a handle that names none on this machine: from the cache, else from elsewhere."""
+def _remote(handle: Handle, entries: Path, task: str | None) -> tuple[Lock, Path]:
+    """Returns lock and SavedModel of a handle that names none on this machine: from the cache, else from elsewhere."""
     for known in _alike(handle):
         found = locks.held(_entry(known, entries))
         if found and handle.sha256 in {None, found[0].sha256, found[0].archive_sha256}:
             lock, folder = found
             log.info("%s: as fetched on %s, sha256 %s, in %s", handle.shown, lock.fetched, lock.sha256, folder)
-            return folder
+            return lock, folder
     causes = []
     for told, fetch in _sources(handle):
         if fetch is None:
@@ -179,7 +194,7 @@ def _sources(handle: Handle) -> list[tuple[str, Fetcher | None]]:
     return [*sources, ("", None if places.is_offline() else FETCHERS[handle.kind])]
 
 
-def _fetched(handle: Handle, fetch: Fetcher, entry: Path) -> Path:
+def _fetched(handle: Handle, fetch: Fetcher, entry: Path) -> tuple[Lock, Path]:
     """Fetches into an entry of the cache; what lies elsewhere already, as in the user's own hub cache, stays there."""
     with places.written_aside(entry) as aside:
         come = fetch(handle, aside)
@@ -187,17 +202,17 @@ def _fetched(handle: Handle, fetch: Fetcher, entry: Path) -> Path:
         lock = locks.of(handle, come, folder)
         if come.folder.is_relative_to(aside):
             inside = folder.relative_to(come.folder)
-            come.folder.rename(aside / "model")
-            lock = replace(lock, folder=(Path("model") / inside).as_posix())
+            come.folder.rename(aside / locks.MODEL)
+            lock = replace(lock, folder=(Path(locks.MODEL) / inside).as_posix(), whole=locks.MODEL)
             _tidy(aside)
         locks.write(lock, aside)
     lock, folder = locks.read(entry)  # Another process may have been faster.
     log.info("%s: fetched from %s, sha256 %s", handle.shown, lock.place, lock.sha256)
-    return folder
+    return lock, folder
 
 
 def _tidy(aside: Path) -> None:
     """Removes what fetching left beside the model."""
     for path in aside.iterdir():
-        if path.name != "model":
+        if path.name != locks.MODEL:
             shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -17,7 +17,7 @@ def fetch(handle: Handle, aside: Path) -> Fetched:
 
 
 def fetch_location(location: str, aside: Path) -> Fetched:
-    """Fetches a prefix, or an object that is a tarball, which it unpacks.
+    """Fetches a prefix, which is a SavedModel or holds an archive of one, or an archive, which it unpacks.
 
     Raises:
         FetchError: As S3 has it, or the object is no tarball.
@@ -29,7 +29,7 @@ def fetch_location(location: str, aside: Path) -> Fetched:
     except FinetuneError as error:
         raise FetchError(str(error).rstrip(".")) from error
     if found.is_dir():
-        return Fetched(found, location)
+        return downloads.brought(found, location, aside)
     if not is_archive(found.name):
         raise FetchError(f"expected a .tar.gz or the prefix of a SavedModel; received an object named {found.name}")
     return downloads.unpacked(found, location, aside)

@@ -61,6 +61,18 @@ def unpacked(file: Path, place: str, aside: Path, sha256: str | None = None) -> 
     return Fetched(aside / "unpacked", place, sha256)
 
 
+def brought(folder: Path, place: str, aside: Path) -> Fetched:
+    """Returns what lies in a folder: itself, or the archive that it stands for, unpacked.
+
+    Args:
+        folder: It.
+        place: Where it came from.
+        aside: Where what is in an archive comes to lie.
+    """
+    found = models.locate(folder)
+    return unpacked(found, place, aside) if found and found.is_file() else Fetched(folder, place)
+
+
 def _request(url: str) -> urllib.request.Request:
     parts = urllib.parse.urlsplit(url)
     login, _, host = parts.netloc.rpartition("@")

@@ -15,7 +15,7 @@ from tf_finetune.storage.handles import Handle
 
 log = logging.getLogger(__name__)
 
-FILE = "lock.json"
+FILE, MODEL = "lock.json", "model"
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ class Lock:
         bytes: The size of its files.
         fetched: When, in UTC.
         folder: The SavedModel, relative to the lock's folder, or a full path where it lies elsewhere.
+        whole: Likewise the folder of all that came with it, which an earlier result has beside its SavedModel.
     """
 
     handle: str
@@ -54,6 +55,7 @@ class Lock:
     bytes: int
     fetched: str
     folder: str
+    whole: str = MODEL
 
 
 def of(handle: Handle, fetched: Fetched, folder: Path) -> Lock:
@@ -65,7 +67,16 @@ def of(handle: Handle, fetched: Fetched, folder: Path) -> Lock:
     now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     size = sum(file.stat().st_size for file in models.files_of(folder))
     content = models.content_of(folder)
-    lock = Lock(handle.shown, places.redacted(fetched.place), content, fetched.archive_sha256, size, now, str(folder))
+    lock = Lock(
+        handle=handle.shown,
+        place=places.redacted(fetched.place),
+        sha256=content,
+        archive_sha256=fetched.archive_sha256,
+        bytes=size,
+        fetched=now,
+        folder=str(folder),
+        whole=str(fetched.folder),
+    )
     check(handle, lock)
     return lock
 
@@ -84,9 +95,10 @@ def write(lock: Lock, entry: Path) -> None:
 
 
 def read(entry: Path) -> tuple[Lock, Path]:
-    """Returns the lock of an entry and its SavedModel, unchecked."""
+    """Returns the lock of an entry, with full paths, and its SavedModel, unchecked."""
     lock = Lock(**json.loads((entry / FILE).read_text(encoding="utf-8")))
-    return lock, entry / lock.folder
+    folder, whole = entry / lock.folder, entry / lock.whole
+    return dataclasses.replace(lock, folder=str(folder), whole=str(whole)), folder
 
 
 def held(entry: Path) -> tuple[Lock, Path] | None:

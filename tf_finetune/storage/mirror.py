@@ -71,7 +71,7 @@ def _from_folder(mirror: Path, handle: Handle, aside: Path) -> Fetched:
             return downloads.unpacked(file, str(file), aside)
     folder = mirror.absolute() / handle.name
     if folder.is_dir():
-        return Fetched(folder, str(folder))
+        return downloads.brought(folder, str(folder), aside)
     raise FetchError(f"it has neither a folder {handle.name} nor {_archives(handle.name)[0]}")
 
 

@@ -8,8 +8,10 @@ from pathlib import Path
 from tf_finetune import archive
 from tf_finetune.errors import ExportError, listed
 from tf_finetune.storage.failures import FetchError
+from tf_finetune.storage.handles import is_archive
 
 SAVED_MODEL_FILES = ("saved_model.pb", "saved_model.pbtxt")
+ARCHIVE = "model.tar.gz"  # Of a job, among others in the same folder.
 
 
 def inside(folder: Path) -> Path:
@@ -27,6 +29,18 @@ def inside(folder: Path) -> Path:
     raise FetchError(
         f"expected one saved_model.pb at the top or in one subfolder such as 1/; received: {received}", is_foreign=True
     )
+
+
+def locate(place: Path) -> Path | None:
+    """Returns the archive or the SavedModel's folder that a file, channel or job's output folder stands for, if any."""
+    if place.is_file() or _holds_model(place):
+        return place
+    for folder in (place, place / "output"):
+        archives = [file for file in sorted(folder.glob("*")) if is_archive(file.name)]
+        named = [file for file in archives if file.name == ARCHIVE]
+        if len(named or archives) == 1:
+            return (named or archives)[0]
+    return None
 
 
 def unpack(file: Path, folder: Path) -> None:
@@ -60,3 +74,7 @@ def files_of(folder: Path) -> list[Path]:
         path = folder / name
         files += [file for file in (sorted(path.rglob("*")) if path.is_dir() else [path]) if file.is_file()]
     return files
+
+
+def _holds_model(folder: Path) -> bool:
+    return any(folder.glob("saved_model.pb*")) or any(folder.glob("*/saved_model.pb*"))
