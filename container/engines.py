@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -101,19 +102,20 @@ def _run_by_buildah(image: str, command: Sequence[str], volumes: Sequence[str], 
 def _user(engine: str) -> list[str]:
     """Returns what makes files come out as the caller's; an engine that runs as the caller needs nothing."""
     user, group = os.getuid(), os.getgid()
+    unlabelled = ["--security-opt", "label=disable"]  # SELinux would keep the caller's files from the container.
     if engine == "podman":
-        # Without a label, for SELinux would keep the caller's files from the container.
-        own = ["--userns=keep-id", "--user", f"{user}:{group}"] if user else []
-        return ["--security-opt", "label=disable", *own]
-    rootless = "rootless" in (_output([engine, "info", "--format", "{{.SecurityOptions}}"]) or "")
-    return [] if rootless else ["--user", f"{user}:{group}"]
+        return [*unlabelled, *(["--userns=keep-id", "--user", f"{user}:{group}"] if user else [])]
+    security = _output([engine, "info", "--format", "{{.SecurityOptions}}"]) or ""
+    own = [] if "rootless" in security else ["--user", f"{user}:{group}"]
+    return [*(unlabelled if "selinux" in security else []), *own]
 
 
 def _gpus(engine: str) -> list[str]:
     """Returns what gives the container all GPUs, if there are any."""
     if not shutil.which("nvidia-smi") or "GPU " not in (_output(["nvidia-smi", "--list-gpus"]) or ""):
         return []
-    return ["--gpus", "all"] if engine == "docker" else ["--device", "nvidia.com/gpu=all"]
+    # NCCL, by which GPUs exchange gradients, wants more shared memory than the 64 MB that engines give.
+    return ["--shm-size", "1g", *(["--gpus", "all"] if engine == "docker" else ["--device", "nvidia.com/gpu=all"])]
 
 
 def _output(command: Sequence[str]) -> str | None:
@@ -127,7 +129,7 @@ def _output(command: Sequence[str]) -> str | None:
 
 def _call(command: Sequence[str]) -> int:
     """Runs a command in the foreground; Ctrl-C is its own affair, as it gets it too."""
-    print("+", " ".join(command), file=sys.stderr, flush=True)
+    print("+", shlex.join(command), file=sys.stderr, flush=True)
     with subprocess.Popen(command) as process:
         while True:
             try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -67,7 +68,7 @@ def train(given: Mapping[str, str]) -> int:
         code = engines.run(engine, _image(given), ["train"], mounts)
     if code == 0:
         print(f"model: {folder / 'model'}\nreport: {folder / 'output' / 'data' / 'report.html'}")
-        print(f"to ask it: make serve-local MODEL={folder / 'model'}")
+        print(f"to ask it: make serve-local MODEL={shlex.quote(str(folder / 'model'))}")
     return code
 
 

@@ -1,7 +1,11 @@
-"""Runs sagemaker-training's `train` with the image's entry script, and so that SIGTERM ends the training alone."""
+"""Runs sagemaker-training's `train` with the image's entry script, so that SIGTERM ends the training alone.
+
+What a job that is started by hand lacks of SageMaker, it gets here.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -42,16 +46,42 @@ def place_entry_script(base: Path) -> None:
     its variable for the program goes before the job's hyperparameter (5.1.4).
     """
     program, source = os.environ.get(PROGRAM), os.environ.get(SUBMIT_DIRECTORY)
-    if PROGRAM.lower() in hyperparameters(base):
+    if PROGRAM.lower() in settings(base, "hyperparameters"):
         os.environ.pop(PROGRAM, None)
     elif program and source and Path(source).is_dir() and not (base / "code" / program).exists():
-        shutil.copytree(source, base / "code", dirs_exist_ok=True)
+        (base / "code").mkdir(exist_ok=True)
+        for path in Path(source).iterdir():  # Each for itself: copytree would want to own the folder that is there.
+            copy = shutil.copytree if path.is_dir() else shutil.copy
+            copy(path, base / "code" / path.name)
 
 
-def hyperparameters(base: Path) -> dict[str, object]:
-    """Returns the job's hyperparameters; what is wrong with their file, the toolkit tells."""
+def complete(base: Path) -> None:
+    """Writes the settings that are not there, as SageMaker would; where that cannot be, the toolkit tells.
+
+    The toolkit looks a host's name up for fifteen minutes. A job's only host needs nobody to find it, and where it has
+    no network, or another name than SageMaker gave it, nobody does.
+    """
+    folders = sorted(path for path in (base / "input" / "data").glob("[!.]*") if path.is_dir())
+    defaults: dict[str, dict[str, object]] = {
+        "hyperparameters": {},
+        "inputdataconfig": {folder.name: {"TrainingInputMode": "File"} for folder in folders},
+        "resourceconfig": {"current_host": "localhost", "hosts": ["localhost"], "network_interface_name": "eth0"},
+    }
+    for name, content in defaults.items():
+        file = base / "input" / "config" / f"{name}.json"
+        with contextlib.suppress(OSError):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            if not file.exists():
+                file.write_text(json.dumps(content), encoding="utf-8")
+    hosts = settings(base, "resourceconfig").get("hosts")
+    if isinstance(hosts, list) and len(hosts) == 1:
+        os.environ.setdefault("SM_STUDIO_LOCAL_MODE", "true")
+
+
+def settings(base: Path, name: str) -> dict[str, object]:
+    """Returns what SageMaker tells the job in a file; what is wrong with it, the toolkit tells."""
     try:
-        given = json.loads((base / "input" / "config" / "hyperparameters.json").read_bytes())
+        given = json.loads((base / "input" / "config" / f"{name}.json").read_bytes())
     except (OSError, ValueError):
         return {}
     return given if isinstance(given, dict) else {}
@@ -60,7 +90,9 @@ def hyperparameters(base: Path) -> dict[str, object]:
 if __name__ == "__main__":
     for awaited in (signal.SIGTERM, signal.SIGALRM):
         signal.signal(awaited, heed)
-    place_entry_script(Path(os.environ.get("SAGEMAKER_BASE_DIR") or "/opt/ml"))
+    ml = Path(os.environ.get("SAGEMAKER_BASE_DIR") or "/opt/ml")
+    complete(ml)
+    place_entry_script(ml)
     from sagemaker_training import trainer
 
     try:

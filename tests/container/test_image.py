@@ -94,6 +94,14 @@ def test_base_certificates_and_backbones_are_arguments():
     assert found.index(("ARG", "PIP_CERT")) < first_pip
 
 
+def test_the_image_keeps_to_places_of_its_own_and_needs_no_build_kit():
+    text = " ".join(words for _, words in instructions())
+    # AWS's images have their environment at /opt/venv: into it, ours would be mixed.
+    places = set(re.findall(r"(?<=\s|=|:)/(?:opt|usr)/\w+", text))
+    assert places == {"/opt/tf_finetune", "/opt/cache", "/opt/ml"}
+    assert "--mount" not in text  # An older Docker's builder, or one without buildx, would fail after minutes.
+
+
 def test_what_is_run_is_in_exec_form_under_an_init_and_no_secret_is_in_the_image():
     stage = dict(last_stage())
     assert json.loads(stage["ENTRYPOINT"]) == ["dumb-init", "--"]
@@ -183,7 +191,9 @@ def ended_job(tmp_path_factory):
     place = tmp_path_factory.mktemp("image")
     backbone = builders.save_affine_backbone(place / "affine")
     photos = builders.write_class_folders(place / "photos", per_class=4, size=16)
-    base = toolkit.prepare(place / "ml", {"training": photos}, {**LONG, "backbone": str(backbone)})
+    # SageMaker's name of the only host, which nobody knows where there is no network: it is not waited for.
+    host = "algo-1.invalid"
+    base = toolkit.prepare(place / "ml", {"training": photos}, {**LONG, "backbone": str(backbone)}, [host], host)
     (base / "checkpoints").mkdir()
     log = place / "log"
     with log.open("w") as stream:
@@ -220,7 +230,8 @@ def test_sigterm_to_process_1_ends_the_training_with_a_model_and_a_checkpoint(en
 @needs_init
 def test_sigterm_before_there_is_a_training_ends_the_toolkit(tmp_path):
     base = toolkit.prepare(tmp_path / "ml", {}, {})
-    resources = {"current_host": "algo-1", "hosts": ["algo-1.invalid"]}  # For which the toolkit waits for minutes.
+    hosts = ["algo-1.invalid", "algo-2.invalid"]  # For which the toolkit waits for minutes.
+    resources = {"current_host": "algo-1.invalid", "hosts": hosts}
     (base / "input" / "config" / "resourceconfig.json").write_text(json.dumps(resources), encoding="utf-8")
     command = ["dumb-init", "--", "train"]
     environ = in_container(base)
@@ -231,6 +242,44 @@ def test_sigterm_before_there_is_a_training_ends_the_toolkit(tmp_path):
             assert process.wait(timeout=30) == 128 + signal.SIGTERM
         finally:
             process.kill()
+
+
+def test_a_job_started_by_hand_gets_the_settings_that_it_lacks(tmp_path, monkeypatch):
+    monkeypatch.delenv("SM_STUDIO_LOCAL_MODE", raising=False)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    (tmp_path / "input" / "data" / "training").mkdir(parents=True)
+    config = tmp_path / "input" / "config"
+    config.mkdir()
+    (config / "hyperparameters.json").write_text('{"epochs": "2"}', encoding="utf-8")
+    script("toolkit.py").complete(tmp_path)
+    assert json.loads((config / "hyperparameters.json").read_text(encoding="utf-8")) == {"epochs": "2"}
+    assert list(json.loads((config / "inputdataconfig.json").read_text(encoding="utf-8"))) == ["training"]
+    assert json.loads((config / "resourceconfig.json").read_text(encoding="utf-8"))["hosts"] == ["localhost"]
+    assert os.environ.pop("SM_STUDIO_LOCAL_MODE") == "true"
+    (config / "resourceconfig.json").write_text('{"hosts": ["algo-1", "algo-2"]}', encoding="utf-8")
+    script("toolkit.py").complete(tmp_path)
+    assert "SM_STUDIO_LOCAL_MODE" not in os.environ  # The hosts must find each other.
+
+
+def test_the_entry_script_goes_to_a_folder_that_belongs_to_somebody_else(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    (tmp_path / "entry" / "more").mkdir(parents=True)
+    (tmp_path / "entry" / "finetune.py").write_text("1", encoding="utf-8")
+    (tmp_path / "ml" / "code").mkdir(parents=True)  # AWS's images have it, as root's.
+    (tmp_path / "ml" / "code").chmod(0o777)
+    monkeypatch.setenv("SAGEMAKER_PROGRAM", "finetune.py")
+    monkeypatch.setenv("SAGEMAKER_SUBMIT_DIRECTORY", str(tmp_path / "entry"))
+    script("toolkit.py").place_entry_script(tmp_path / "ml")
+    assert sorted(path.name for path in (tmp_path / "ml" / "code").iterdir()) == ["finetune.py", "more"]
+    assert (tmp_path / "ml" / "code").stat().st_mode & 0o777 == 0o777  # Only its owner could change that.
+
+
+def script(name: str):
+    """Returns a program of the image as a module."""
+    loader = SourceFileLoader(name.removesuffix(".py"), str(CONTAINER / "bin" / name))
+    module = importlib.util.module_from_spec(importlib.util.spec_from_loader(loader.name, loader))
+    loader.exec_module(module)
+    return module
 
 
 @contextlib.contextmanager
@@ -300,10 +349,8 @@ class Answering(BaseHTTPRequestHandler):
 
 
 def test_the_health_check_asks_a_server_and_lets_a_training_be(monkeypatch):
-    loader = SourceFileLoader("healthcheck", str(CONTAINER / "bin" / "healthcheck"))
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    healthcheck = importlib.util.module_from_spec(importlib.util.spec_from_loader("healthcheck", loader))
-    loader.exec_module(healthcheck)
+    healthcheck = script("healthcheck")
     with HTTPServer(("127.0.0.1", 0), Answering) as server:
         monkeypatch.setenv("SAGEMAKER_BIND_TO_PORT", str(server.server_port))
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -322,7 +369,7 @@ def test_the_health_check_asks_a_server_and_lets_a_training_be(monkeypatch):
 
 ENGINE = """#!/bin/sh
 # Stands for docker or podman: notes what it is asked and shows the job's settings.
-if [ "$1" = info ]; then echo "[name=seccomp]"; exit 0; fi
+if [ "$1" = info ]; then echo "[name=seccomp $SECURITY]"; exit 0; fi
 for word in "$@"; do
     printf '%s\\n' "$word" >>"$NOTES"
     case "$word" in *:/opt/ml/input/config:ro) cat "${word%%:*}"/*.json >>"$NOTES.config" ;; esac
@@ -396,6 +443,26 @@ def test_train_local_mounts_channels_results_and_checkpoints_as_the_callers(tool
     assert not (out / "output" / "failure").exists()
 
 
+@pytest.mark.parametrize(
+    ("security", "expected"),
+    [("", ["--user"]), ("name=selinux", ["--security-opt", "--user"]), ("name=rootless", [])],
+)
+def test_docker_is_told_whose_files_they_are_and_to_leave_them_unlabelled(
+    tools, tmp_path, monkeypatch, security, expected
+):
+    notes = engine_in(tools, "docker")
+    monkeypatch.setenv("NOTES", str(notes))
+    monkeypatch.setenv("SECURITY", security)
+    photos = builders.write_class_folders(tmp_path / "photos", per_class=1)
+    done = make("train-local", str(tools), DATA=str(photos), OUT=str(tmp_path / "my out"))
+    assert done.returncode == 0, done.stderr
+    assert f"MODEL='{tmp_path}/my out/model'" in done.stdout  # As a shell takes it.
+    assert f"'{tmp_path}/my out/model:/opt/ml/model'" in done.stderr
+    words = notes.read_text().split("\n")
+    assert [word for word in words if word in {"--user", "--security-opt"}] == expected
+    assert f"{tmp_path}/my out/model:/opt/ml/model" in words
+
+
 def test_gpus_are_given_where_there_are_any(tools, tmp_path, monkeypatch):
     notes = engine_in(tools, "docker")
     monkeypatch.setenv("NOTES", str(notes))
@@ -406,6 +473,7 @@ def test_gpus_are_given_where_there_are_any(tools, tmp_path, monkeypatch):
     assert make("train-local", str(tools), **given).returncode == 0
     words = notes.read_text().split("\n")
     assert words[words.index("--gpus") + 1] == "all"
+    assert words[words.index("--shm-size") + 1] == "1g"  # NCCL fails with an engine's 64 MB.
     config = notes.with_name("notes.config").read_text()
     assert json.loads(config[: config.index("}") + 1]) == {"epochs": "3", "dropout_rate": "0.1"}
 
