@@ -17,6 +17,11 @@ FOREIGN += ("SAGEMAKER_BIND_TO_PORT", "SAGEMAKER_MAX_PAYLOAD_IN_MB", "SAGEMAKER_
 FOREIGN += ("TF_CONFIG", "TF_FINETUNE_JOIN_SECONDS", "TF_FINETUNE_PORT")
 
 
+def pytest_make_parametrize_id(val, argname):
+    """Names bytes by their argument: processes must collect the same tests, and gzip's bytes have the time in them."""
+    return argname if isinstance(val, bytes) else None
+
+
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch):
     """Takes away what SageMaker, or the person at the machine, may have set."""
