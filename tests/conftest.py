@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +29,14 @@ def clean_environment(monkeypatch):
     for name in os.environ:
         if name.startswith("SM_") or name in FOREIGN:
             monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True)
+def package_log():
+    """Lets pytest hear the package's log, which the command line keeps to itself once it has run in this process."""
+    log = logging.getLogger("tf_finetune")
+    log.handlers, log.propagate = [], True
+    log.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import signal
 import subprocess
 import sys
@@ -112,7 +111,6 @@ def test_a_changed_job_never_goes_on_from_a_stale_checkpoint(tmp_path, photos, c
         place = {"checkpoints": tmp_path / "kept", "cache_dir": "none", "backbone": str(convolution_backbone)}
         return tf_finetune.train(photos, tmp_path / "out", "job", **{**WHOLE, **place, **given})
 
-    logging.getLogger("tf_finetune").propagate = True
     with caplog.at_level("INFO", "tf_finetune"):
         train(max_seconds=1)
         caplog.clear()
@@ -208,7 +206,6 @@ def test_few_are_kept_and_what_a_killed_process_was_writing_goes(tmp_path):
 
 
 def test_a_folder_that_cannot_be_written_costs_a_warning(tmp_path, caplog):
-    logging.getLogger("tf_finetune").propagate = True
     (tmp_path / "file").touch()
     keeper = Keeper(tmp_path / "file", "ab" * 32)
     saved(keeper, 1)

@@ -32,9 +32,6 @@ from tf_finetune.features import frozen
 from tf_finetune.features.frozen import EXACT, Way
 from tf_finetune.hyperparameters import Hyperparameters
 
-LOG = logging.getLogger("tf_finetune")
-
-
 # One pass.
 
 
@@ -234,9 +231,8 @@ def length_backbone(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def heard(monkeypatch, caplog):
-    """The package's log, which the command line keeps to itself once it has run in this process."""
-    monkeypatch.setattr(LOG, "propagate", True)
+def heard(caplog):
+    """The package's log."""
     caplog.set_level(logging.INFO, "tf_finetune")
     return caplog
 

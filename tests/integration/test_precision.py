@@ -55,9 +55,8 @@ def photos(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def heard(monkeypatch, caplog):
-    """The package's log, which the command line keeps to itself once it has run in this process."""
-    monkeypatch.setattr(logging.getLogger("tf_finetune"), "propagate", True)
+def heard(caplog):
+    """The package's log."""
     caplog.set_level(logging.INFO, "tf_finetune")
     return caplog
 

@@ -31,7 +31,6 @@ def photos(tmp_path_factory) -> Path:
 @pytest.fixture
 def cache(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("TF_FINETUNE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(logging.getLogger("tf_finetune"), "propagate", True)
     return tmp_path / "cache"
 
 

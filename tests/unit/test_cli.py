@@ -5,7 +5,6 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import json
-import logging
 import os
 import subprocess
 import sys
@@ -157,15 +156,6 @@ def test_bars_are_drawn_on_a_terminal_only(monkeypatch, capsys):
 
 
 # In this process, with only the training itself taken out.
-
-
-@pytest.fixture(autouse=True)
-def package_log():
-    """Gives the package's log back as it was: the command line takes it over."""
-    log = logging.getLogger("tf_finetune")
-    before = log.handlers, log.level, log.propagate
-    yield
-    log.handlers, log.level, log.propagate = before
 
 
 @pytest.fixture

@@ -20,12 +20,6 @@ from tf_finetune.examples import Example, Examples
 SEED, RATIO = 123, 0.2
 
 
-@pytest.fixture(autouse=True)
-def heard(monkeypatch):
-    """Lets pytest hear the package's log, which the command line keeps to itself once it has run in this process."""
-    monkeypatch.setattr(logging.getLogger("tf_finetune"), "propagate", True)
-
-
 def digest_of(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 

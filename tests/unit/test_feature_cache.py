@@ -28,12 +28,6 @@ DAY = 24 * 3600
 NOW = time.time()
 
 
-@pytest.fixture(autouse=True)
-def heard(monkeypatch):
-    """Lets pytest hear the package's log, which the command line keeps to itself once it has run in this process."""
-    monkeypatch.setattr(logging.getLogger("tf_finetune"), "propagate", True)
-
-
 def keys_of(numbers) -> list[bytes]:
     return [hashlib.sha256(str(number).encode()).digest() for number in numbers]
 

@@ -18,12 +18,6 @@ CLASSES = {"roses/1.jpg": b"1", "tulips/2.jpg": b"2"}
 
 
 @pytest.fixture(autouse=True)
-def heard(monkeypatch):
-    """Lets pytest hear the package's log, which the command line keeps to itself once it has run in this process."""
-    monkeypatch.setattr(logging.getLogger("tf_finetune"), "propagate", True)
-
-
-@pytest.fixture(autouse=True)
 def elsewhere(tmp_path, monkeypatch) -> Path:
     """A working folder of its own, which holds a training channel called photos."""
     monkeypatch.chdir(tmp_path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import socket
 
 import pytest
@@ -43,12 +42,6 @@ def run(*words: str) -> int:
     launch.add_commands(parser.add_subparsers(dest="command", parser_class=arguments.Parser))
     flags, rest = parser.parse_known_args(arguments.tied([*words]))
     return flags.run(flags, rest)
-
-
-@pytest.fixture(autouse=True)
-def heard(monkeypatch):
-    """Lets pytest hear the package's log, which the command line keeps to itself once it has run in this process."""
-    monkeypatch.setattr(logging.getLogger("tf_finetune"), "propagate", True)
 
 
 @pytest.fixture

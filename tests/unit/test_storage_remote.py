@@ -40,7 +40,6 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(logging.getLogger("tf_finetune"), "propagate", True)  # For caplog.
     return tmp_path / "cache"
 
 
