@@ -18,6 +18,7 @@ import tensorflow as tf
 import tf_finetune
 from tests import builders
 from tests.hub_servers import Answer, Server, packed, running
+from tests.needs import NEEDS_HUB
 from tf_finetune import storage
 from tf_finetune.errors import MESSAGE_LIMIT, BackboneError, FinetuneError, UsageError
 from tf_finetune.storage import failures
@@ -61,6 +62,7 @@ def message_of(handle: str, cache: Path) -> str:
     return message
 
 
+@NEEDS_HUB
 def test_a_url_is_resolved_and_its_model_answers(server, module_tarball, tmp_path):
     server.answers["/doubling/1"] = Answer(200, module_tarball)
     folder = storage.resolve_backbone(server.url("/doubling/1"), tmp_path)
@@ -69,6 +71,7 @@ def test_a_url_is_resolved_and_its_model_answers(server, module_tarball, tmp_pat
     assert tf.saved_model.load(str(folder))(tf.constant([1.5])).numpy() == [3.0]
 
 
+@NEEDS_HUB
 def test_a_resolved_url_needs_no_server_any_more(module_tarball, tmp_path, monkeypatch):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     with running() as server:
@@ -78,6 +81,7 @@ def test_a_resolved_url_needs_no_server_any_more(module_tarball, tmp_path, monke
     assert storage.resolve_backbone(url, tmp_path) == first
 
 
+@NEEDS_HUB
 def test_the_users_hub_cache_is_used_and_the_process_is_left_as_it_was(server, module_tarball, tmp_path, monkeypatch):
     server.answers["/doubling/1"] = Answer(200, module_tarball)
     monkeypatch.setenv("TFHUB_CACHE_DIR", str(tmp_path / "mine"))
@@ -89,6 +93,7 @@ def test_the_users_hub_cache_is_used_and_the_process_is_left_as_it_was(server, m
     assert "TFHUB_CACHE_DIR" not in os.environ
 
 
+@NEEDS_HUB
 @pytest.mark.parametrize(
     ("status", "body", "cause"),
     [
@@ -105,18 +110,21 @@ def test_what_is_no_module_is_one_clear_error_and_is_not_kept(server, tmp_path, 
     assert not list((tmp_path / "backbones" / "remote").iterdir())
 
 
+@NEEDS_HUB
 def test_a_module_that_failed_once_can_be_had_later(server, module_tarball, tmp_path):
     message_of(server.url("/doubling/1"), tmp_path)
     server.answers["/doubling/1"] = Answer(200, module_tarball)
     assert storage.resolve_backbone(server.url("/doubling/1"), tmp_path).is_dir()
 
 
+@NEEDS_HUB
 def test_a_tarball_cut_short_is_not_kept(server, module_tarball, tmp_path):
     server.answers["/module/1"] = Answer(200, module_tarball[: len(module_tarball) // 2])
     assert "not a whole tarball" in message_of(server.url("/module/1"), tmp_path)
     assert not list((tmp_path / "backbones" / "remote").iterdir())
 
 
+@NEEDS_HUB
 @pytest.mark.parametrize("name", ["../../evil", "link"])
 def test_a_hostile_tarball_writes_nothing_outside(server, tmp_path, name):
     member = tarfile.TarInfo(name)
@@ -127,12 +135,14 @@ def test_a_hostile_tarball_writes_nothing_outside(server, tmp_path, name):
     assert not list(tmp_path.rglob("evil")) + list(tmp_path.rglob("link"))
 
 
+@NEEDS_HUB
 def test_a_tarball_of_something_else_is_refused(server, tmp_path):
     server.answers["/module/1"] = Answer(200, packed({"weights.h5": b""}))
     with pytest.raises(BackboneError, match=r"expected one saved_model\.pb"):
         storage.resolve_backbone(server.url("/module/1"), tmp_path)
 
 
+@NEEDS_HUB
 def test_a_refused_connection_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     with running() as server:
@@ -140,11 +150,13 @@ def test_a_refused_connection_is_named(tmp_path, monkeypatch):
     assert "no connection (Connection refused)" in message_of(url, tmp_path)
 
 
+@NEEDS_HUB
 def test_a_silent_server_is_given_up(server, tmp_path, monkeypatch):
     monkeypatch.setattr(failures, "TIMEOUT", 0.2)
     assert "no answer within 0.2 seconds" in message_of(server.url("/silent"), tmp_path)
 
 
+@NEEDS_HUB
 def test_a_failed_tls_handshake_is_named(server, tmp_path):
     assert "the TLS connection failed (" in message_of(server.url("/module/1", scheme="https"), tmp_path)
 
@@ -163,6 +175,7 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path):
         storage.resolve_backbone("http://127.0.0.1:1/module", tmp_path / "cache")
 
 
+@NEEDS_HUB
 def test_uncompressed_models_are_never_asked_for(server, module_tarball, tmp_path, monkeypatch):
     server.answers["/doubling/1"] = Answer(200, module_tarball)
     monkeypatch.setenv("TFHUB_MODEL_LOAD_FORMAT", "UNCOMPRESSED")
@@ -183,6 +196,7 @@ def test_a_job_from_a_url_tells_its_content_and_not_its_token(server, mean_backb
     assert not any(b"secret" in content for content in written)
 
 
+@NEEDS_HUB
 def test_without_pkg_resources_a_url_names_setuptools(tmp_path, monkeypatch):
     for name in [name for name in sys.modules if name.split(".")[0] == "tensorflow_hub"]:
         monkeypatch.delitem(sys.modules, name)
