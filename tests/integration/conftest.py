@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests import builders, s3_servers
+from tests.needs import NEEDS_TEXT
 from tf_finetune import devices  # Before TensorFlow: it keeps its start-up noise back.
 
 import tensorflow as tf  # isort: skip
@@ -80,6 +81,7 @@ def without_export(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def bert_pair(saved: Path) -> tuple[Path, Path]:
     """The folders of an encoder whose features tell the classes of test_bert, and of its preprocessing."""
+    pytest.importorskip("tensorflow_text", reason=NEEDS_TEXT.kwargs["reason"])
     return builders.save_bert_pair(saved / "bert", seed=1)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests import builders, readme
+from tests.needs import NEEDS_TEXT
 
 TEXT = readme.README.read_text(encoding="utf-8")
 COLOURS = {"daisy": (255, 255, 255), "roses": (200, 0, 30), "tulips": (250, 160, 0)}
@@ -34,6 +35,7 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", TEXT, flags=re.DOTALL)
 
 
+@NEEDS_TEXT
 def test_commands_of_the_readme_run_as_they_stand(folder):
     commands = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("tf-finetune ")]
     local = [command for command in commands if shlex.split(command)[1] != "submit"]  # Which needs AWS, or a role.

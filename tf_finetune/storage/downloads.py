@@ -42,7 +42,9 @@ def fetch_url(url: str, aside: Path) -> Fetched:
     """
     log.info("Fetching %s", places.redacted(url))
     file = aside / url.partition("?")[0].rpartition("/")[2]
-    with urllib.request.urlopen(_request(url), timeout=failures.TIMEOUT) as answer:
+    # Anew each time: `urlopen` keeps the proxies of its first call, and from Python 3.12 on the certificates.
+    opener = urllib.request.build_opener()
+    with opener.open(_request(url), timeout=failures.TIMEOUT) as answer:
         sha256 = _store(answer, file)
     return unpacked(file, url, aside, sha256)
 
