@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import shutil
@@ -67,14 +68,17 @@ class Sent:
 
 
 def installed(requirement: str, folder: Path) -> Path:
-    """Returns the Python of an environment with an SDK, which is made once and kept."""
+    """Returns the Python of an environment with an SDK, which is made once, by one process, and kept."""
     folder = folder.with_name(f"{folder.name}-py{sys.version_info[0]}.{sys.version_info[1]}")
     python, ready = folder / "bin" / "python", folder / ".ready"
-    if not ready.exists() or ready.read_text(encoding="utf-8") != requirement:
-        shutil.rmtree(folder, ignore_errors=True)
-        venv.create(folder, with_pip=True)
-        _run([python, "-m", "pip", "install", "--quiet", requirement])
-        ready.write_text(requirement, encoding="utf-8")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_name(f"{folder.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not ready.exists() or ready.read_text(encoding="utf-8") != requirement:
+            shutil.rmtree(folder, ignore_errors=True)
+            venv.create(folder, with_pip=True)
+            _run([python, "-m", "pip", "install", "--quiet", requirement])
+            ready.write_text(requirement, encoding="utf-8")
     return python
 
 
