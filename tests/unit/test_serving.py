@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import socket
 import struct
 import threading
 import zlib
@@ -12,6 +13,7 @@ import zlib
 import numpy as np
 import pytest
 
+from tf_finetune import serving
 from tf_finetune.errors import DataError, UsageError
 from tf_finetune.serving import answers, payloads, records
 from tf_finetune.serving.batching import Batcher
@@ -290,6 +292,42 @@ def test_what_nobody_waits_for_does_not_go_to_the_model():
     asyncio.run(crowd())
     batcher.close()
     assert asked_for == ["first", "second"]
+
+
+def test_the_model_is_asked_again_after_all_who_waited_have_gone():
+    asked_for, go = [], threading.Event()
+
+    def answer(examples):
+        asked_for.extend(examples)
+        go.wait(5)
+        return [[1.0]] * len(examples)
+
+    batcher = Batcher(answer, Settings(), lambda size, seconds: None)
+
+    async def crowd():
+        first = asyncio.ensure_future(batcher.ask(["first"]))
+        while not asked_for:
+            await asyncio.sleep(0.01)
+        gone = [asyncio.ensure_future(batcher.ask(["gone"])) for _ in range(3)]
+        await asyncio.sleep(0)
+        for one in gone:
+            one.cancel()
+        go.set()
+        await first
+        while batcher.waiting:
+            await asyncio.sleep(0.01)
+        return await asyncio.wait_for(batcher.ask(["last"]), 5)
+
+    assert asyncio.run(crowd()).tolist() == [[1.0]]
+    batcher.close()
+    assert asked_for == ["first", "last"]
+
+
+def test_answers_are_sent_without_waiting_for_acknowledgements():
+    with serving._listen(Settings(port=0)) as listening, socket.create_connection(listening.getsockname()):
+        connection, _ = listening.accept()
+        with connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_one_bad_example_ends_its_request():

@@ -107,7 +107,9 @@ class Batcher:
         self._thread.join()
 
     def _run(self) -> None:
-        while batch := self._gathered():
+        while (batch := self._gathered()) is not None:
+            if not batch:
+                continue
             self.begun_at = time.monotonic()
             examples = [example for one, start, end in batch for example in one.examples[start:end]]
             self._tell(batch, self._rows(examples))
@@ -115,8 +117,8 @@ class Batcher:
             self._on_batch(len(examples), self.answered_at - self.begun_at)
             self.begun_at = None
 
-    def _gathered(self) -> list[Part]:
-        """Returns the next batch, which is empty at the end.
+    def _gathered(self) -> list[Part] | None:
+        """Returns the next batch, which is empty where all clients have gone; None at the end.
 
         Its photos together have no more pixels than one alone may have: what memory a batch takes is bounded so.
         """
@@ -124,6 +126,8 @@ class Batcher:
         room, pixels = self._settings.max_batch, self._settings.max_pixels
         with self._changed:
             self._changed.wait_for(lambda: self._asked or self._is_closing)
+            if not self._asked:
+                return None
             until = time.monotonic() + self._settings.max_delay
             while room:
                 if not self._asked:
