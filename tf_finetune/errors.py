@@ -14,7 +14,8 @@ Anything else that escapes is our own fault and keeps its traceback.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 Result = TypeVar("Result")
@@ -53,6 +54,24 @@ class ExportError(FinetuneError):
 
 class HostError(FinetuneError):
     """A job of several hosts of which one did not come, differs from the others, failed or was lost."""
+
+
+@contextlib.contextmanager
+def told_as_given(copies: Mapping[str, str]) -> Iterator[None]:
+    """Has the messages of errors in the block name places as the user wrote them, not their local copies.
+
+    Args:
+        copies: What the user wrote, by the local copy of it; looked at when an error comes.
+    """
+    try:
+        yield
+    except FinetuneError as error:
+        text = str(error)
+        for copy, place in copies.items():
+            text = text.replace(copy, place.rstrip("/"))
+        if text == str(error):
+            raise
+        raise type(error)(text) from error
 
 
 def listed(items: Iterable[object], limit: int = LIST_LIMIT, separator: str = ", ") -> str:

@@ -163,7 +163,7 @@ def hostile() -> list[tuple[dict[str, str], bytes, tuple[int, ...]]]:
     ]
 
 
-@pytest.mark.parametrize(("headers", "body", "statuses"), hostile(), ids=range(len(hostile())))
+@pytest.mark.parametrize(("headers", "body", "statuses"), hostile())
 def test_a_bad_request_is_refused_with_a_message_and_harms_nothing(server, model, photos, headers, body, statuses):
     connection = http.client.HTTPConnection(server.host, server.port, timeout=60)
     with contextlib.closing(connection):

@@ -318,11 +318,7 @@ def test_endless_headers_before_one_member_are_refused(tmp_path: Path) -> None:
     refuse(tmp_path, member("x", tarfile.XGLTYPE, b"8 a=bcd\n") * 5000 + GOOD + END, "is damaged")
 
 
-@pytest.mark.parametrize(
-    "data",
-    [b"", b"PK\x03\x04 not a tarball", b"x" * 5000, gzip.compress(b"not a tarball")],
-    ids=["empty", "zip", "text", "gzip"],
-)
+@pytest.mark.parametrize("data", [b"", b"PK\x03\x04 not a tarball", b"x" * 5000, gzip.compress(b"not a tarball")])
 def test_what_is_no_tarball_is_refused(tmp_path: Path, data: bytes) -> None:
     refuse(tmp_path, data, "is no tarball", "model.tar.gz")
 

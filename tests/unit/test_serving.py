@@ -269,7 +269,8 @@ def test_a_large_request_takes_turns_with_the_others():
     assert order.index(-1) < 100
 
 
-def test_what_nobody_waits_for_does_not_go_to_the_model():
+def held_up(settings: Settings) -> tuple[Batcher, list[str], threading.Event]:
+    """Returns a batcher, what its model has been asked for, and the event before which the model does not answer."""
     asked_for, go = [], threading.Event()
 
     def answer(examples):
@@ -277,7 +278,11 @@ def test_what_nobody_waits_for_does_not_go_to_the_model():
         go.wait(5)
         return [[1.0]] * len(examples)
 
-    batcher = Batcher(answer, Settings(max_batch=1), lambda size, seconds: None)
+    return Batcher(answer, settings, lambda size, seconds: None), asked_for, go
+
+
+def test_what_nobody_waits_for_does_not_go_to_the_model():
+    batcher, asked_for, go = held_up(Settings(max_batch=1))
 
     async def crowd():
         first = asyncio.ensure_future(batcher.ask(["first"] * 3))
@@ -295,14 +300,7 @@ def test_what_nobody_waits_for_does_not_go_to_the_model():
 
 
 def test_the_model_is_asked_again_after_all_who_waited_have_gone():
-    asked_for, go = [], threading.Event()
-
-    def answer(examples):
-        asked_for.extend(examples)
-        go.wait(5)
-        return [[1.0]] * len(examples)
-
-    batcher = Batcher(answer, Settings(), lambda size, seconds: None)
+    batcher, asked_for, go = held_up(Settings())
 
     async def crowd():
         first = asyncio.ensure_future(batcher.ask(["first"]))

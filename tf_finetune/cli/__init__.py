@@ -17,7 +17,7 @@ from typing import NoReturn
 from tf_finetune import environment, interruption
 from tf_finetune.cli import failure, parser
 from tf_finetune.cli.arguments import tied
-from tf_finetune.errors import FinetuneError, UsageError
+from tf_finetune.errors import FinetuneError, UsageError, told_as_given
 
 log = logging.getLogger("tf_finetune")
 
@@ -27,18 +27,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     in_job = arguments[:1] == ["train"]
     interruption.install()
-    flags = None
     try:
         flags, rest = parser.make().parse_known_args(tied(environment.without_toolkit_arguments(arguments)))
         _start_log()
         if rest and flags.command not in ("train", "submit"):
             raise UsageError(f"unrecognized arguments: {' '.join(rest)}. See `tf-finetune {flags.command} --help`.")
-        return int(flags.run(flags, rest) or 0)
+        flags.copies = {}
+        with told_as_given(flags.copies):
+            return int(flags.run(flags, rest) or 0)
     except FinetuneError as error:
-        message = str(error)
-        for copy, place in getattr(flags, "copies", {}).items():
-            message = message.replace(copy, place.rstrip("/"))
-        return _failed(message, 1, in_job)
+        return _failed(str(error), 1, in_job)
     except KeyboardInterrupt:
         return _failed("Interrupted.", 1, in_job)
     except BrokenPipeError:  # The reader of our output has gone, as `head` does.

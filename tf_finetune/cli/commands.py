@@ -160,13 +160,11 @@ def export(flags: argparse.Namespace, rest: Sequence[str]) -> int:
         if getattr(flags, name) is not None:
             raise UsageError(f"--{name.replace('_', '-')} is for --int8. Add --int8, or leave it out.")
     targets.check_format(flags.format, flags.int8, flags.calibration)
-    given_archive = flags.archive
     _bring(flags, "archive", "calibration", "validation")
     archive, *channels = flags.archive, flags.calibration, flags.validation
     _check_existence(*filter(None, [archive, *channels]))
-    is_copy = archive != given_archive  # Of S3, in the cache folder: no place for results.
     output = flags.output
-    if output is None and is_copy:
+    if output is None and archive in flags.copies:  # Of S3, in the cache folder: no place for results.
         output = targets.default_output(Path(), flags.format, flags.int8)
     given = dict(zip((targets.CALIBRATION, targets.VALIDATION), channels, strict=True))
     record = targets.export(
@@ -207,7 +205,6 @@ def _bring(flags: argparse.Namespace, *names: str) -> None:
     """Puts copies of this machine in the place of flags that name something in S3; `flags.copies` tells of which."""
     from tf_finetune import examples, s3, storage
 
-    flags.copies = {}
     for name in names:
         given = getattr(flags, name)
         if s3.is_s3(given):

@@ -6,12 +6,12 @@ All channels are fetched at once, and what needs no data, importing TensorFlow, 
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 
-from tf_finetune import catalog, examples, s3
+from tf_finetune import catalog, errors, examples, s3
 from tf_finetune.errors import FinetuneError, UsageError, collector, combined
 from tf_finetune.s3.default_data import DEFAULT, default_channel
 
@@ -88,16 +88,7 @@ def _named(progress: Progress | None, channel: str) -> Progress | None:
     return progress and (lambda stage, done, total: progress(f"{stage} {channel}", done, total))
 
 
-@contextlib.contextmanager
-def told_as_given(places: Mapping[str, str], folders: Mapping[str, Path]) -> Iterator[None]:
+def told_as_given(places: Mapping[str, str], folders: Mapping[str, Path]) -> AbstractContextManager[None]:
     """Has the messages of errors in the block name a channel in S3 as the user wrote it, not its local copy."""
-    try:
-        yield
-    except FinetuneError as error:
-        text = str(error)
-        for channel, folder in folders.items():
-            if s3.is_s3(places[channel]):
-                text = text.replace(str(folder), places[channel].rstrip("/"))
-        if text == str(error):
-            raise
-        raise type(error)(text) from error
+    in_s3 = {channel: place for channel, place in places.items() if channel in folders and s3.is_s3(place)}
+    return errors.told_as_given({str(folders[channel]): place for channel, place in in_s3.items()})

@@ -46,7 +46,7 @@ class State:
 
     Attributes:
         model: A `predictor.Predictor`.
-        settings: Limits.
+        settings: Limits; as many examples of a request as have no more probabilities than an answer may have.
         batcher: Asks the model.
         told: The figures.
         held: Counts the bytes of bodies.
@@ -65,6 +65,9 @@ class State:
     is_draining: bool = False
 
     def __post_init__(self) -> None:
+        classes, limits = len(self.model.class_names), self.settings
+        most = max(1, min(limits.max_examples, limits.max_probabilities // classes))
+        self.settings = dataclasses.replace(limits, max_examples=most)
         self.held = bodies.Held(max(self.settings.max_held, self.settings.max_payload))
         self.told = figures.make(lambda: self.batcher.waiting, lambda: self.held.size)
         self.batcher = Batcher(self.model.probabilities, self.settings, self._note)
@@ -149,10 +152,8 @@ async def _examples(request: Request, state: State, take: Callable[[int], None])
 
 
 def _read(header: str, body: bytes, state: State) -> tuple[list[Any], list[int]]:
-    settings = state.settings
-    most = max(1, min(settings.max_examples, settings.max_probabilities // len(state.model.class_names)))
     try:
-        examples = payloads.read(header, body, state.model.task, dataclasses.replace(settings, max_examples=most))
+        examples = payloads.read(header, body, state.model.task, state.settings)
         return examples, [pixels_of(example) for example in examples] if state.model.task == "image" else []
     except Refusal as error:
         refusal = Refusal(error.status, error.message)
